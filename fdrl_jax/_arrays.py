@@ -13,19 +13,17 @@ Array = jax.Array
 
 
 def as_floating(x: Any) -> Array:
-    """Converts integers, and floating-point types of less than 32 bits, to float32.
-
-    In bfloat16 a flow would stall, because 1 + 0.001 rounds to 1.
+    """Converts integers and halves to float32: in bfloat16 a flow stalls, as 1 + 0.001 rounds to 1.
 
     Raises:
       TypeError: for anything else than one array of real numbers.
     """
-    if isinstance(x, np.ndarray) and x.dtype.kind in "iu":
-        x = x.astype(np.float32)  # JAX would make int32 of int64, and wrap around.
-    x = x if isinstance(x, Mapping) else jnp.asarray(x)
     if isinstance(x, Mapping) or jnp.iscomplexobj(x):
         got = getattr(x, "dtype", type(x).__name__)
         raise TypeError(f"points must be one array of real numbers, [B, ...], got {got}")
+    if isinstance(x, np.ndarray) and x.dtype.kind in "iu":
+        x = x.astype(np.float32)  # JAX would make int32 of int64, and wrap around.
+    x = jnp.asarray(x)
     is_wide = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize >= 4
     wide: Array = x if is_wide else x.astype(jnp.float32)
     return wide
@@ -39,9 +37,8 @@ def at_least_float32(array: Array) -> Array:
 def evaluate(function: Callable[[Array], Array], x: Array) -> Array:
     """Evaluates `x [B, ...] -> [B]`, with value and gradient by `x` in at least float32.
 
-    It is not enough to convert the value. The chain rule starts with the outer factor, such as
-    `exp(log r)`, and would convert it to the type of the function, where float16 overflows at
-    65,504. Here the gradient of the function is computed first, and its product with that factor
+    The chain rule would convert the outer factor, such as `exp(log r)`, to the type of the
+    function, where float16 overflows at 65,504. Here the product of gradient and factor is computed
     in float32, which is possible because an output depends on its own example only.
     """
     value = function(x)
@@ -53,8 +50,8 @@ def evaluate(function: Callable[[Array], Array], x: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _wide(function: Callable[..., Array], x: Array, *closed_over: Array) -> Array:
-    return function(x, *closed_over)
+def _wide(function: Callable[..., Array], *inputs: Array) -> Array:
+    return function(*inputs)
 
 
 def _forward(function: Callable[..., Array], *inputs: Array) -> tuple[Array, Any]:
@@ -81,16 +78,8 @@ def _is_half(array: Array) -> bool:
 def vary_with(tree: Any, function: Callable[[Any], Any]) -> Any:
     """Marks arrays as different on each device if a function of them is.
 
-    Inside a `jax.shard_map` that checks replication, a gradient by an array that the devices share
-    is a sum over the devices. The gradient of a marked array is that of its own device. Elsewhere,
-    and for arrays that already differ, this does nothing.
-
-    Args:
-      tree: a pytree of arrays.
-      function: a function of the tree. It is traced once more if an array is shared.
-
-    Returns:
-      The tree with the same values.
+    In a `jax.shard_map` that checks replication, a gradient by an array that the devices share is a
+    sum over the devices; that by a marked array is not. Elsewhere, this does nothing.
     """
     axes = jax.sharding.get_abstract_mesh().manual_axes
     leaves = jax.tree.leaves(tree)
@@ -104,14 +93,11 @@ def vary_with(tree: Any, function: Callable[[Any], Any]) -> Any:
 
 def vary_over(tree: Any, axes: Iterable[str]) -> Any:
     """Marks arrays as different along mapped axes, without changing their values."""
-    for axis in axes:
-        replica = lax.axis_index(axis)
-        # `lax.pcast` would do the same, but it does not support `vmap`.
-        tree = jax.tree.map(functools.partial(jnp.where, replica >= 0), tree, tree)
+    for axis in axes:  # `lax.pcast` would do the same, but it does not support `vmap`.
+        tree = jax.tree.map(functools.partial(jnp.where, lax.axis_index(axis) >= 0), tree, tree)
     return tree
 
 
 def _varying(kind: Any) -> frozenset[str]:
-    """Returns the axes along which an array of this type may differ."""
     axes: frozenset[str] = kind.manual_axis_type.varying if kind.manual_axis_type else frozenset()
     return axes

@@ -40,17 +40,11 @@ def check_count(name: str, value: object, least: int = 0) -> None:
 
 
 def check_number(name: str, value: object, *, above_zero: bool = False) -> None:
-    """Checks a number, or an array of one whose value is known.
-
-    Raises:
-      TypeError: for anything else than a number.
-      ValueError: unless it is finite and at least 0, or above 0.
-    """
+    """Raises a TypeError or ValueError unless a known number is finite and at least (above) 0."""
     if isinstance(value, jax.core.Tracer):
         return
-    if isinstance(value, (bool, str)) or not isinstance(
-        value, (int, float, np.integer, np.floating, np.ndarray, jax.Array)
-    ):
+    numbers = (int, float, np.integer, np.floating, np.ndarray, jax.Array)
+    if isinstance(value, bool) or not isinstance(value, numbers):
         raise TypeError(f"{name} must be a number, got {type(value).__name__} {value}")
     value = np.asarray(value)  # JAX would trace a comparison of a known array under jit.
     if value.ndim:
@@ -61,16 +55,9 @@ def check_number(name: str, value: object, *, above_zero: bool = False) -> None:
 
 
 def one_or_nan(label: ArrayLike, num_classes: int) -> Array | float:
-    """Checks labels, and returns the factor of a result that depends on them.
+    """Returns 1 for labels from 0 to C - 1, and for each traced label 1, or NaN if it is not.
 
-    Args:
-      label: a label, or labels, of any shape.
-      num_classes: `C`; labels are integers from 0 to C - 1.
-
-    Returns:
-      1 if all labels are valid. For traced labels, whose values are unknown, an array of their
-      shape with 1 for a valid label and NaN for another one. As a factor of a result, it makes also
-      the gradient NaN.
+    As a factor of a result, it makes also the gradient NaN.
 
     Raises:
       ValueError: for labels that are not integers, or are known to be out of range.
@@ -85,11 +72,7 @@ def one_or_nan(label: ArrayLike, num_classes: int) -> Array | float:
 
 
 def logits_of(classifier: Callable[[Array], Array], x: Array) -> Array:
-    """Returns the logits [B, C] of `x` [B, ...], converted to at least float32.
-
-    Raises:
-      ValueError: for logits of another shape.
-    """
+    """Returns the logits of `x` [B, ...], in at least float32; a ValueError unless [B, C]."""
     logits = at_least_float32(classifier(x))
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(

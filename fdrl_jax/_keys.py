@@ -32,15 +32,10 @@ def typed(key: Array) -> Array:
 
 
 def of_batch(key: Array, x: Array) -> Array:
-    """Returns the typed key of a batch, or the typed keys of its examples.
-
-    Args:
-      key: one key for the batch, or a key per example, [B].
-      x: the batch, [B, ...].
+    """Returns the typed key of a batch `x` [B, ...], or the typed keys of its examples, [B].
 
     Raises:
-      TypeError: for a key that is not a JAX key.
-      ValueError: if there is neither one key nor one key per example, or for rbg keys per example.
+      TypeError, ValueError: as `typed`, and for another number of keys.
     """
     key = typed(key)
     # [1] keys would give all examples the same noise. `len` rejects a symbolic batch size.
@@ -55,9 +50,8 @@ def named(key: Array, purpose: str) -> Array:
     `fold_in(key, i)` is `split(key)[i]`, so a function that numbers its draws from 0 would repeat
     what its caller drew from the parts of the same key. The number of a purpose is far from 0.
     """
-    number = zlib.crc32(purpose.encode())
     fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
-    found: Array = fold_in(key, number)
+    found: Array = fold_in(key, zlib.crc32(purpose.encode()))
     return found
 
 
@@ -65,24 +59,21 @@ def at_positions(key: Array, positions: Array) -> Array:
     """Returns one key per position, [B], from one key and integers, [B].
 
     Raises:
-      ValueError: for positions that are not integers, because 0.2 and 0.7 would give the same key;
-        for rbg keys.
+      ValueError: for rbg keys, or positions that are not integers.
     """
+    # 0.2 and 0.7 would give the same key.
     if not jnp.issubdtype(dtype := jnp.result_type(positions), jnp.integer):
         raise ValueError(f"positions must be integers, got {dtype}")
     return typed(jax.vmap(jax.random.fold_in, (None, 0))(key, positions))
 
 
 def normal_like(key: Array, x: Array) -> Array:
-    """Draws standard normal noise of the shape and dtype of `x`, [B, ...].
-
-    The key is one for the batch, or a key per example, [B]; errors are those of `of_batch`.
-    """
+    """Draws normal noise of the shape and dtype of `x`, with the keys and errors of `of_batch`."""
     return _draw_like(jax.random.normal, key, x)
 
 
 def uniform_like(key: Array, x: Array) -> Array:
-    """Draws uniform numbers in [0, 1) as `normal_like` draws normal ones, with the same errors."""
+    """Draws uniform numbers in [0, 1), as `normal_like` does normal ones."""
     return _draw_like(jax.random.uniform, key, x)
 
 

@@ -1,6 +1,5 @@
 """Distances between samples and data, for evaluation and not for training."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -25,17 +24,11 @@ _MAX_SPLIT_POINTS = 1_000
 _WIDTHS = (64, 32, 16)  # Channels after each convolution of the random features.
 _GRID = 2  # Cells per side over which the last channels are averaged.
 _SIDE = 32  # Pixels; images whose shorter side is at least twice this are averaged down towards it.
-_BATCH_SIZE = 256  # Images per batch.
+_IMAGES = 256  # Per batch.
 
 
 class EnergyRatio(NamedTuple):
-    """How far samples are from data, relative to independent true data.
-
-    Attributes:
-      value: the ratio. Its expectation is 1 if the samples are true data.
-      low: the 5% quantile of the ratio of true data.
-      high: the 95% quantile of the ratio of true data.
-    """
+    """The ratio, with expectation 1 for true data, and the 5% and 95% quantiles of true data."""
 
     value: float
     low: float
@@ -50,9 +43,9 @@ def energy_distance(x: np.ndarray, y: np.ndarray, *, unbiased: bool = True) -> f
     Args:
       x: a sample, [N, ...].
       y: another sample, [M, ...].
-      unbiased: exclude the distances of points to themselves (the U-statistic). Its expectation is
-        the distance between the distributions, so an estimate may be negative. The biased
-        V-statistic has the expectation `E|X - X'| (1/N + 1/M)` for equal distributions.
+      unbiased: exclude the distances of points to themselves (the U-statistic), so an estimate may
+        be negative. The expectation of the biased V-statistic is `E|X - X'| (1/N + 1/M)` for equal
+        distributions.
 
     Raises:
       ValueError: for fewer than two points, or points with different numbers of features.
@@ -60,19 +53,13 @@ def energy_distance(x: np.ndarray, y: np.ndarray, *, unbiased: bool = True) -> f
     Reference: Székely and Rizzo, "Energy statistics", 2013.
     """
     x, y = _pair(x, y)
-    n, m = len(x), len(y)
-    pairs_x, pairs_y = (n * (n - 1), m * (m - 1)) if unbiased else (n * n, m * m)
-    return (
-        2.0 * _sum_distances(x, y) / (n * m)
-        - _sum_distances(x, x) / pairs_x
-        - _sum_distances(y, y) / pairs_y
-    )
+    n, m, fewer = len(x), len(y), int(unbiased)
+    within = _sum_distances(x, x) / (n * (n - fewer)) + _sum_distances(y, y) / (m * (m - fewer))
+    return 2.0 * _sum_distances(x, y) / (n * m) - within
 
 
 def mean_distance(x: np.ndarray, y: np.ndarray | None = None) -> float:
     """Returns the mean distance `E|X - Y|` between two samples, or `E|X - X'|` within one.
-
-    Comparisons of many samples with the same data can reuse the mean within the data.
 
     Raises:
       ValueError: for fewer than two points, or points with different numbers of features.
@@ -85,16 +72,13 @@ def mean_distance(x: np.ndarray, y: np.ndarray | None = None) -> float:
 def energy_ratio(
     samples: np.ndarray, data: np.ndarray, *, num_splits: int = 1_000, seed: int = 0
 ) -> EnergyRatio:
-    """Compares the energy distance of samples to data with the distance that true data would have.
+    """Divides the energy distance of samples to data by that expected of true data.
 
-    The numerator is the biased estimate (the V-statistic) between samples and data. The denominator
-    is its exact expectation if the samples were true data, `E|Y - Y'| (1/N + 1/M)`, where the mean
-    distance is an unbiased estimate from the data. The expected ratio of true data is therefore 1,
-    and no further sample of data is needed. The same deviation gives a larger ratio with more
-    samples.
-
-    If N and M are large, the distribution of the ratio of true data does not depend on them. Its
-    quantiles are estimated from random splits of (at most 1,000 of) the data into two halves.
+    The numerator is the biased estimate (the V-statistic). The denominator is its expectation for
+    true data, `E|Y - Y'| (1/N + 1/M)`, with the mean distance within the data. The same deviation
+    gives a larger ratio with more samples. For large N and M, the distribution of the ratio of true
+    data depends on neither, so its quantiles are those of random splits of (at most 1,000 of) the
+    data into halves.
 
     Args:
       samples: the samples to evaluate, [N, ...].
@@ -103,28 +87,22 @@ def energy_ratio(
       seed: seed of the splits.
 
     Raises:
-      ValueError: for fewer than two points, points with different numbers of features, or data
-        that all coincide.
+      ValueError: for fewer than two points, different numbers of features, or data that coincide.
     """
     samples, data = _pair(samples, data)
     n, m = len(samples), len(data)
     expected = mean_distance(data) * (1 / n + 1 / m)
     if expected == 0.0:
         raise ValueError("all points of the data coincide, so there is no distance to compare with")
-    low, high = np.quantile(_ratios_of_splits(data, num_splits, seed), (0.05, 0.95))
+    rng = np.random.default_rng(seed)
+    half = min(m, _MAX_SPLIT_POINTS) // 2
+    points = rng.permutation(data)[: 2 * half]
+    signs = rng.permuted(np.tile(np.repeat([1.0, -1.0], half), (num_splits, 1)), axis=1)
+    with jax.enable_x64(True):
+        ratios = np.asarray(_split_ratios(jnp.asarray(points), jnp.asarray(signs)))
+    low, high = np.quantile(ratios, (0.05, 0.95))
     distance = energy_distance(samples, data, unbiased=False)
     return EnergyRatio(distance / expected, float(low), float(high))
-
-
-def _ratios_of_splits(data: np.ndarray, num_splits: int, seed: int) -> np.ndarray:
-    """Returns the energy ratio between the halves of each random split."""
-    rng = np.random.default_rng(seed)
-    half = min(len(data), _MAX_SPLIT_POINTS) // 2
-    points = rng.permutation(data)[: 2 * half]
-    sides = np.repeat([1.0, -1.0], half)
-    signs = rng.permuted(np.tile(sides, (num_splits, 1)), axis=1)
-    with jax.enable_x64(True):
-        return np.asarray(_split_ratios(jnp.asarray(points), jnp.asarray(signs)))
 
 
 def _sum_distances(x: np.ndarray, y: np.ndarray) -> float:
@@ -134,8 +112,7 @@ def _sum_distances(x: np.ndarray, y: np.ndarray) -> float:
 
 @jax.jit
 def _sum(x: jax.Array, y: jax.Array) -> jax.Array:
-    of_rows = lax.map(lambda row: _distances(row[None], y).sum(), x, batch_size=_ROWS)
-    return jnp.sum(of_rows)
+    return jnp.sum(lax.map(lambda row: _distances(row[None], y).sum(), x, batch_size=_ROWS))
 
 
 @jax.jit
@@ -163,12 +140,9 @@ def _distances(x: jax.Array, y: jax.Array) -> jax.Array:
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Returns the squared Fréchet distance between Gaussians fitted to two sets of features.
 
-    `|μ_x - μ_y|² + tr(Σ_x + Σ_y - 2 (Σ_x Σ_y)^(1/2))`, with unbiased covariances.
-
-    Args:
-      x: features, [N, D].
-      y: features, [M, D]. The estimate is biased upwards unless there are many more examples than
-        features, so compare values only at equal N.
+    `|μ_x - μ_y|² + tr(Σ_x + Σ_y - 2 (Σ_x Σ_y)^(1/2))` of features [N, D] and [M, D], with unbiased
+    covariances. It is biased upwards unless there are many more examples than features, so compare
+    values only at equal N.
 
     Raises:
       ValueError: for different numbers of features, or fewer than two examples.
@@ -180,29 +154,25 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
         return float("nan")  # The decomposition would fail.
     # If Σ = RᵀR, the eigenvalues of Σx Σy are the squares of the singular values of Rx Ryᵀ. These
     # are accurate, and cheap to compute, also for fewer examples than features.
-    root_x, root_y = _root(x), _root(y)
+    root_x, root_y = (
+        np.asarray(np.linalg.qr((a - a.mean(axis=0)) / np.sqrt(len(a) - 1), mode="r"))
+        for a in (x, y)
+    )
     cross = np.linalg.svd(root_x @ root_y.T, compute_uv=False)
     gap = x.mean(axis=0) - y.mean(axis=0)
     return float(gap @ gap + np.sum(root_x**2) + np.sum(root_y**2) - 2.0 * np.sum(cross))
 
 
-def _root(x: np.ndarray) -> np.ndarray:
-    """Returns a triangular `R` with the covariance `Rᵀ R` of examples, [min(N, D), D]."""
-    return np.asarray(np.linalg.qr((x - x.mean(axis=0)) / np.sqrt(len(x) - 1), mode="r"))
-
-
 def random_conv_features(images: np.ndarray) -> np.ndarray:
     """Maps images to the pooled responses of fixed random filters, float32 [N, 64].
 
-    The features are three 3x3 convolutions to 64, 32 and 16 channels, with ReLU and He-normal
-    filters from a fixed seed, averaged over each quarter of the image. They respond to edges,
-    strokes and texture, not to objects, so use them to rank samples of one data set. A few hundred
-    images suffice for their covariance. Images of more than 63 pixels on the shorter side are first
-    averaged over squares of pixels.
+    Three 3x3 convolutions to 64, 32 and 16 channels, with ReLU and He-normal filters, are averaged
+    over each quarter of the image. They respond to edges, strokes and texture, not to objects, so
+    use them to rank samples of one data set. A few hundred images suffice for their covariance.
+    Images of more than 63 pixels on the shorter side are first averaged over squares of pixels.
 
     Args:
-      images: [N, H, W, C] floating-point numbers, with H and W of at least 2, in [-1, 1]; values
-        outside are clipped.
+      images: [N, H, W, C] floating-point numbers in [-1, 1], else clipped; H and W at least 2.
 
     Raises:
       ValueError: for an array of another shape, or of integers.
@@ -213,7 +183,6 @@ def random_conv_features(images: np.ndarray) -> np.ndarray:
     if images.ndim != 4 or min(images.shape[1:3]) < _GRID:
         raise ValueError(f"expected images [N, H, W, C] of at least 2 x 2, got {images.shape}")
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        # Clipped to [-1, 1], nearly all bytes would be 1.
         raise ValueError(
             f"images must be floating-point numbers in [-1, 1], got {images.dtype}; convert bytes "
             "with images / 127.5 - 1"
@@ -226,8 +195,15 @@ def random_conv_features(images: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def _features(images: jax.Array) -> jax.Array:
-    images = _downsampled(images)
-    filters = [jnp.asarray(kernel) for kernel in _filters(images.shape[-1])]
+    factor = max(1, min(images.shape[1:3]) // _SIDE)
+    rows, columns = (length // factor for length in images.shape[1:3])
+    images = _means(images[:, : rows * factor, : columns * factor], rows, columns)
+    # NumPy guarantees the stream of RandomState for ever, but not that of its newer generators.
+    rng, filters, channels = np.random.RandomState(0), [], images.shape[-1]
+    for width in _WIDTHS:
+        kernel = np.sqrt(2.0 / (9 * channels)) * rng.standard_normal((3, 3, channels, width))
+        filters.append(jnp.asarray(kernel, jnp.float32))
+        channels = width
 
     def of_image(image: jax.Array) -> jax.Array:
         maps = image[None]
@@ -239,45 +215,22 @@ def _features(images: jax.Array) -> jax.Array:
                 precision=lax.Precision.HIGHEST,
             )
             maps = jax.nn.relu(maps)
-        return _pooled(maps[0])
+        return _means(maps, _GRID, _GRID).ravel()
 
-    features: jax.Array = lax.map(of_image, images, batch_size=_BATCH_SIZE)
+    features: jax.Array = lax.map(of_image, images, batch_size=_IMAGES)
     return features
 
 
-def _downsampled(images: jax.Array) -> jax.Array:
-    """Averages over squares of pixels; rows and columns that do not fill a square are dropped."""
+def _means(images: jax.Array, rows: int, columns: int) -> jax.Array:
+    """Means over equal cells; rows and columns of pixels that do not fill a cell are dropped."""
     num, height, width, channels = images.shape
-    factor = max(1, min(height, width) // _SIDE)
-    rows, columns = height // factor, width // factor
-    squares = images[:, : rows * factor, : columns * factor]
-    return squares.reshape(num, rows, factor, columns, factor, channels).mean(axis=(2, 4))
-
-
-def _pooled(maps: jax.Array) -> jax.Array:
-    """Averages over each cell of the grid; the last row and column of an odd size are dropped."""
-    height, width = maps.shape[0] // _GRID, maps.shape[1] // _GRID
-    cells = maps[: _GRID * height, : _GRID * width].reshape(_GRID, height, _GRID, width, -1)
-    return cells.mean(axis=(1, 3)).ravel()
-
-
-@functools.cache
-def _filters(num_channels: int) -> tuple[np.ndarray, ...]:
-    # NumPy guarantees the stream of RandomState for ever, but not that of its newer generators.
-    rng, filters = np.random.RandomState(0), []
-    for width in _WIDTHS:
-        scale = np.sqrt(2.0 / (9 * num_channels))
-        kernel = scale * rng.standard_normal((3, 3, num_channels, width))
-        filters.append(kernel.astype(np.float32))
-        num_channels = width
-    return tuple(filters)
+    height, width = height // rows, width // columns
+    cells = images[:, : rows * height, : columns * width]
+    return cells.reshape(num, rows, height, columns, width, channels).mean(axis=(2, 4))
 
 
 def _pair(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns two samples as rows, [N, D] and [M, D] float64, less the mean of the second one.
-
-    Distances between centred points have smaller rounding errors.
-    """
+    """Returns rows [N, D] and [M, D], less the mean of `y`, which makes rounding errors smaller."""
     shapes = np.shape(x), np.shape(y)
     # Before they are flattened: [N, 2, 3] and [M, 3, 2] have equally many features.
     if min(len(x), len(y)) < 2 or shapes[0][1:] != shapes[1][1:]:

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_library_imports_only_what_it_declares():
-    files = (ROOT / "fdrl_jax").rglob("*.py")
+    # The estimator of scikit-learn is imported by its users only, who have scikit-learn.
+    files = {*(ROOT / "fdrl_jax").rglob("*.py")} - {ROOT / "fdrl_jax" / "ratio" / "estimator.py"}
     imported = set()
     for node in (node for path in files for node in ast.parse(path.read_text("utf-8")).body):
         if isinstance(node, ast.Import):

@@ -113,14 +113,15 @@ def _fdrl(wanted: Settings, source: Source) -> Contestant:
 
     def entries(model: Any) -> list[Entry]:
         problem = model.problem
-        both, start = samplers.make_sampler(problem), samplers.make_start_sampler(problem)
-        num_steps = problem.flow.num_steps + problem.flow.num_refine_steps
+        num_steps = problem.method.num_steps + problem.method.num_refine_steps
+        refined = samplers.make_sampler(problem)
+        start = samplers.make_sampler(problem, ("prior",))
 
         def flowed(*arguments: Any) -> Array:
-            return both(*arguments).refined
+            return refined(*arguments)["refined"]
 
         def denoised(key: Array, variables: Variables, *rest: Any) -> Array:
-            x0 = start(key, variables, *rest)
+            x0 = start(key, variables, *rest)["prior"]
             return problem.denoise(variables, x0) if problem.denoise else x0
 
         flow = Entry("fdrl", "gradients", num_steps, flowed)

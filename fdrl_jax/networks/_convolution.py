@@ -15,14 +15,14 @@ On GPU and TPU, the three maps are JAX's own, which their compilers recognise. O
   core of an AMD EPYC with AVX-512).
 - In bfloat16, with oneDNN (JAX 0.12, an XLA flag, and a processor with AMX or avx512_bf16), direct
   convolutions are faster.
-- Kernel gradients are matrix products. As convolutions in bfloat16, oneDNN returns wrong results
-  for 2, 4 and 8 images. Its matrix products may read NaN past the end of a contraction in bfloat16
-  whose length is not a multiple of 32, so contractions are padded to a multiple.
+- Kernel gradients are matrix products: as bfloat16 convolutions, oneDNN returns wrong results for
+  2, 4 and 8 images. Its matrix products may read NaN past the end of a bfloat16 contraction whose
+  length is not a multiple of 32, so contractions are padded to a multiple.
 """
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -36,8 +36,6 @@ _Size = tuple[int, int]
 # Stride, size of the input and of the kernel, which two operands do not determine of the third.
 _Geometry = tuple[int, tuple[int, ...], int]
 _OPERANDS = {"g": ("x", "w"), "x": ("g", "w"), "w": ("x", "g")}  # Of the map to each array.
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
-_CONTRACTION = 32
 _CACHE_BYTES = 2**21  # Of the second-level cache of a core, which has 1 or 2 MB on most servers.
 _MIN_CHANNELS_WINOGRAD = 16  # With fewer channels, the transforms cost more than they save.
 
@@ -48,12 +46,9 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
     Derivatives of every order are fast on every device, in reverse mode only.
 
     Args:
-      x: images `[B, H, W, C_in]`.
+      x: images `[B, H, W, C_in]`; the result has `ceil(H / stride)` rows.
       kernel: weights `[k, k, C_in, C_out]` with odd `k`, of the type of `x`.
       stride: distance between output positions, at least 1.
-
-    Returns:
-      Images `[B, ceil(H / stride), ceil(W / stride), C_out]`.
 
     Raises:
       ValueError: if the kernel is not square with an odd size, or the stride is below 1.
@@ -80,9 +75,8 @@ def matmul(x: Array, kernel: Array) -> Array:
 def _cast_to_same_axes(*arrays: Array) -> tuple[Array, ...]:
     """Casts arrays to vary over the same mesh axes, so that all their cotangents do.
 
-    The axes differ only inside a `jax.shard_map` that checks replication, for instance if images
-    vary over devices and the kernel does not. The transpose of the cast then sums the kernel's
-    gradient.
+    The axes differ only inside a `jax.shard_map` that checks replication, if images vary over
+    devices and the kernel does not. The transpose of the cast then sums the kernel's gradient.
     """
     varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
     missing = [tuple(sorted(frozenset().union(*varying) - own)) for own in varying]
@@ -93,23 +87,25 @@ def _cast_to_same_axes(*arrays: Array) -> tuple[Array, ...]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _bilinear(wanted: str, geometry: _Geometry, *operands: Array) -> Array:
-    """Computes one of the three maps of the other two arrays.
-
-    `<g, output(x, w)>` is linear in each of x, w and g. The wanted array is its derivative by one
-    of them, so the derivatives of a map by its operands are the other two maps.
-    """
+    """Computes the derivative of `<g, output(x, w)>`, linear in each, by the wanted one of them."""
     stride, size, kernel_size = geometry
 
+    def transposed(linear: Callable[[Array], Array], shape: tuple[int, ...], g: Array) -> Array:
+        axes = tuple(jax.typeof(g).manual_axis_type.varying)
+        anywhere = lax.pcast(jnp.zeros(shape, g.dtype), axes, to="varying")
+        result: Array
+        (result,) = jax.vjp(linear, anywhere)[1](g)  # The value of `linear` is never computed.
+        return result
+
     def of_input(g: Array, w: Array) -> Array:
-        shape = (g.shape[0], *size, w.shape[2])
-        return _transposed(lambda x: _plain(x, w, stride), shape, g)
+        return transposed(lambda x: _conv(x, w, stride), (g.shape[0], *size, w.shape[2]), g)
 
     def of_kernel(x: Array, g: Array) -> Array:
         shape = (kernel_size, kernel_size, x.shape[3], g.shape[3])
-        return _transposed(lambda w: _plain(x, w, stride), shape, g)
+        return transposed(lambda w: _conv(x, w, stride), shape, g)
 
     cpu, default = {
-        "g": (lambda x, w: _output(x, w, stride), lambda x, w: _plain(x, w, stride)),
+        "g": (lambda x, w: _output(x, w, stride), lambda x, w: _conv(x, w, stride)),
         "x": (lambda g, w: _input_gradient(g, w, stride, size), of_input),
         "w": (lambda x, g: _kernel_gradient(x, g, stride, kernel_size), of_kernel),
     }[wanted]
@@ -117,39 +113,20 @@ def _bilinear(wanted: str, geometry: _Geometry, *operands: Array) -> Array:
     return result
 
 
-def _bilinear_fwd(wanted: str, geometry: _Geometry, *operands: Array) -> tuple[Array, _Pair]:
-    return _bilinear(wanted, geometry, *operands), operands
-
-
 def _bilinear_bwd(wanted: str, geometry: _Geometry, operands: _Pair, cotangent: Array) -> _Pair:
     known = dict(zip(_OPERANDS[wanted], operands, strict=True)) | {wanted: cotangent}
-    first, second = (
+    return tuple(
         _bilinear(name, geometry, *(known[n] for n in _OPERANDS[name]))
         for name in _OPERANDS[wanted]
     )
-    return first, second
 
 
-_bilinear.defvjp(_bilinear_fwd, _bilinear_bwd)
-
-
-def _transposed(linear: Callable[[Array], Array], shape: tuple[int, ...], g: Array) -> Array:
-    """Applies the transpose of a linear function of arrays of this shape, by JAX's own rule."""
-    axes = tuple(jax.typeof(g).manual_axis_type.varying)
-    anywhere = lax.pcast(jnp.zeros(shape, g.dtype), axes, to="varying")
-    result: Array
-    (result,) = jax.vjp(linear, anywhere)[1](g)  # The value of `linear` is never computed.
-    return result
+_bilinear.defvjp(lambda *arguments: (_bilinear(*arguments), arguments[2:]), _bilinear_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _spread(shape: tuple[int, ...], bias: Array) -> Array:
-    """Repeats a number per channel at all positions."""
     return jnp.broadcast_to(bias, shape)
-
-
-def _spread_fwd(shape: tuple[int, ...], bias: Array) -> tuple[Array, None]:
-    return _spread(shape, bias), None
 
 
 def _spread_bwd(_: tuple[int, ...], __: None, g: Array) -> tuple[Array]:
@@ -163,14 +140,13 @@ def _spread_bwd(_: tuple[int, ...], __: None, g: Array) -> tuple[Array]:
     return (total,)
 
 
-_spread.defvjp(_spread_fwd, _spread_bwd)
+_spread.defvjp(lambda *arguments: (_spread(*arguments), None), _spread_bwd)
 
 
-def _plain(x: Array, kernel: Array, stride: int) -> Array:
-    """The convolution in XLA's canonical form."""
-    padding = (kernel.shape[0] // 2,) * 2
+def _conv(x: Array, kernel: Array, stride: int, padding: Sequence[_Size] = ()) -> Array:
+    padding = padding or [(kernel.shape[0] // 2,) * 2] * 2
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), (padding, padding), dimension_numbers=_LAYOUT
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
@@ -180,7 +156,7 @@ def _output(x: Array, kernel: Array, stride: int) -> Array:
     # Its sums lose digits to cancellation, too many for bfloat16.
     if kernel.shape[:2] == (3, 3) and stride == 1 and wide and x.dtype != jnp.bfloat16:
         return _winograd(x, kernel)
-    return _plain(x, kernel, stride)
+    return _conv(x, kernel, stride)
 
 
 def _input_gradient(g: Array, kernel: Array, stride: int, size: tuple[int, ...]) -> Array:
@@ -188,8 +164,7 @@ def _input_gradient(g: Array, kernel: Array, stride: int, size: tuple[int, ...])
 
     An input position `stride * i + phase` contributes to the output position `i + d` through the
     tap `t` with `stride * d = phase + k // 2 - t`. For one phase, the gradient is therefore a
-    convolution of `g` with those taps for which `d` is an integer, in the order of `d`. At stride 1
-    this is a single convolution with the reversed kernel.
+    convolution of `g` with those taps for which `d` is an integer, in the order of `d`.
     """
     if stride == 1:
         return _output(g, _fixed(kernel[::-1, ::-1].swapaxes(2, 3)), 1)
@@ -201,9 +176,7 @@ def _input_gradient(g: Array, kernel: Array, stride: int, size: tuple[int, ...])
         part = kernel[rows, columns].swapaxes(2, 3)
         if not part.size:
             return jnp.zeros((g.shape[0], *counts, kernel.shape[2]), g.dtype)
-        return lax.conv_general_dilated(
-            g, _fixed(part), (1, 1), (row_padding, padding), dimension_numbers=_LAYOUT
-        )
+        return _conv(g, _fixed(part), 1, (row_padding, padding))
 
     phases = jnp.stack(
         [jnp.stack([image(i, j) for j in range(stride)], axis=3) for i in range(stride)], axis=2
@@ -213,10 +186,8 @@ def _input_gradient(g: Array, kernel: Array, stride: int, size: tuple[int, ...])
 
 
 def _fixed(kernel: Array) -> Array:
-    """Stops XLA from folding a reversal and a transposition into the convolution.
-
-    They would make it non-canonical. The barrier also moves them out of a loop.
-    """
+    # XLA would fold a reversal and a transposition into the convolution, which is then no longer
+    # canonical. The barrier also moves them out of a loop.
     result: Array = lax.optimization_barrier(kernel)  # type: ignore[no-untyped-call]
     return result
 
@@ -226,8 +197,7 @@ def _phase(
 ) -> tuple[slice, _Size]:
     """Taps of one phase along one axis, last first, and the padding of `length` to `count`."""
     centre = phase + kernel_size // 2
-    taps = range(centre % stride, kernel_size, stride)
-    if not taps:
+    if not (taps := range(centre % stride, kernel_size, stride)):
         return slice(0, 0), (0, 0)
     before = (taps[-1] - centre) // stride
     after = count - 1 + (centre - taps[0]) // stride - (length - 1)
@@ -235,11 +205,7 @@ def _phase(
 
 
 def _kernel_gradient(x: Array, g: Array, stride: int, kernel_size: int) -> Array:
-    """The gradient with respect to the kernel: matrix products, summed over groups of images.
-
-    The operands of a product contain each pixel several times, so they are made for few images at a
-    time, which stay in the cache.
-    """
+    """Sums matrix products over groups of images, whose operands stay in the cache."""
     num: Any = x.shape[0]
     if not isinstance(num, int):  # The symbolic batch of an export.
         return _products(x, g, stride, kernel_size)
@@ -261,14 +227,12 @@ def _kernel_gradient(x: Array, g: Array, stride: int, kernel_size: int) -> Array
 
 
 def _products(x: Array, g: Array, stride: int, kernel_size: int) -> Array:
-    """One matrix product per phase of the rows of `x`, over all positions of all images.
+    """Makes one matrix product per phase of the rows of `x`, over all positions of all images.
 
     `x` is shifted along the columns and `g` along the rows, so that one product has all pairs of
     shifts. A row `stride * i + phase` of `x` meets the row `i - d` of `g` through the tap `t` with
-    `stride * d = t - k // 2 - phase`.
-
-    The products have the type of the images: with float32 results, XLA would convert bfloat16
-    operands first. It accumulates in float32 in any case.
+    `stride * d = t - k // 2 - phase`. The products have the type of the images: for float32
+    results, XLA would convert bfloat16 operands first. It accumulates in float32 in any case.
     """
     channels, features, before = x.shape[3], g.shape[3], kernel_size // 2
     stop, taps, zero = (g.shape[2] - 1) * stride + 1, range(kernel_size), jnp.zeros((), x.dtype)
@@ -300,7 +264,7 @@ def _products(x: Array, g: Array, stride: int, kernel_size: int) -> Array:
 
 def _padded(array: Array, axis: int) -> Array:
     """Appends zeros along the axis of a contraction that could be read past its end."""
-    missing = -array.shape[axis] % _CONTRACTION if array.dtype == jnp.bfloat16 else 0
+    missing = -array.shape[axis] % 32 if array.dtype == jnp.bfloat16 else 0
     widths = [(0, missing if i == axis % array.ndim else 0) for i in range(array.ndim)]
     return jnp.pad(array, widths)
 
@@ -323,14 +287,8 @@ def _winograd(x: Array, kernel: Array) -> Array:
     transformed = jnp.einsum("ai,ijco->ajco", jnp.asarray(mixed, kernel.dtype), kernel)
     # Behind a barrier, the weights of each product are an array of their own, which XLA moves out
     # of a loop. It would repeat mere slices in each iteration.
-    weights = lax.optimization_barrier(  # type: ignore[no-untyped-call]
-        [transformed[a : a + 1] for a in range(4)]
-    )
-    m = [
-        lax.conv_general_dilated(
-            rows, weights[a], (1, 1), ((0, 0), (1, 1)), dimension_numbers=_LAYOUT
-        )
-        for a, rows in enumerate((d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]))
-    ]
+    weights = [_fixed(transformed[a : a + 1]) for a in range(4)]
+    rows = (d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3])
+    m = [_conv(row, weight, 1, ((0, 0), (1, 1))) for row, weight in zip(rows, weights, strict=True)]
     tiles = jnp.stack([m[0] + m[1] + m[2], m[1] - m[2] - m[3]], axis=2)
     return tiles.reshape(x.shape[0], 2 * num_tiles, *tiles.shape[3:])[:, :height]

@@ -23,11 +23,7 @@ class Denoiser(nn.Module):
     noise, it learns the mean of the images that a noisy one may come from. An estimator needs noise
     on its data, because otherwise it separates them from samples by details that the flow does not
     reach; samples then have the same noise, which this network removes at the end of the flow.
-
-    Attributes:
-      width: channels of the hidden convolutions.
-      depth: number of the hidden convolutions.
-      dtype: type of the computation; parameters and output are float32.
+    There are `depth` hidden convolutions to `width` channels; the output is float32.
 
     Reference: Jolicoeur-Martineau et al., "Adversarial score matching and improved sampling for
     image generation", ICLR 2021 (the last denoising step of score-based models).
@@ -48,18 +44,11 @@ class Denoiser(nn.Module):
     def add_params(
         self, variables: Mapping[str, Any], key: jax.Array, event_shape: tuple[int, ...]
     ) -> dict[str, Any]:
-        """Returns the variables of an estimator with new parameters of this network.
-
-        Args:
-          variables: with "params", a dictionary by layer.
-          key: of the initialisation.
-          event_shape: of an image, [H, W, C].
-        """
+        """Returns the variables of an estimator of images [H, W, C] with those of this network."""
         own = jax.jit(self.init)(key, jnp.zeros((1, *event_shape)))["params"]
         return {**variables, "params": {**variables["params"], _NAME: own}}
 
     def denoise(self, variables: Mapping[str, Any], x: jax.Array) -> jax.Array:
         """Applies the network with its parameters in such variables, for `Problem.denoise`."""
         clean: Any = self.apply({"params": variables["params"][_NAME]}, x)
-        result: jax.Array = clean
-        return result
+        return jnp.asarray(clean)

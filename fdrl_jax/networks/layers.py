@@ -37,12 +37,10 @@ def _bias(layer: "Dense | Conv", fan_in: int) -> jax.Array:
 
 
 class Dense(nn.Module):
-    """Affine map `x W + b` of the last axis.
+    """Affine map `x W + b` of the last axis to `features` numbers.
 
-    Attributes:
-      features: size of the output's last axis.
-      spectral_norm: whether `W` is divided by its largest singular value.
-      dtype: type of the computation; parameters are float32.
+    The kernel is divided by its largest singular value with `spectral_norm`. Parameters are float32
+    and the computation has the type `dtype`.
     """
 
     features: int
@@ -56,15 +54,9 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """Convolution of NHWC images under zero padding `kernel_size // 2`.
+    """Convolution of NHWC images under zero padding `kernel_size // 2`, an odd size.
 
-    Attributes:
-      features: number of output channels.
-      kernel_size: odd side of the kernel.
-      stride: distance between output positions.
-      use_bias: whether a bias per channel is added.
-      spectral_norm: whether the kernel is divided by its largest singular value.
-      dtype: type of the computation; parameters are float32.
+    The other attributes are those of `Dense`.
     """
 
     features: int
@@ -86,10 +78,7 @@ class MLP(nn.Module):
 
     Maps `x [B, D]` to `[B]`: the density ratio or its logarithm, depending on the loss.
 
-    Attributes:
-      hidden_sizes: width of every hidden layer.
-      spectral_norm: whether every kernel is divided by its largest singular value.
-      dtype: type of the computation; parameters, the last layer and the output are float32.
+    The last layer and the output are float32; other attributes are those of `Dense`.
 
     Reference: Heng et al., "Generative Modeling with Flow-Guided Density Ratio Learning", table 4.
     """
@@ -101,34 +90,25 @@ class MLP(nn.Module):
     @property
     def head(self) -> str:
         """Name of the last layer, which computes in float32."""
-        return self._name(len(self.hidden_sizes))
+        return f"mlp_{2 * len(self.hidden_sizes)}"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for index, size in enumerate(self.hidden_sizes):
-            x = activate(Dense(size, self.spectral_norm, self.dtype, name=self._name(index))(x))
+            # Even numbers, because the reference implementation also counts the activations.
+            x = activate(Dense(size, self.spectral_norm, self.dtype, name=f"mlp_{2 * index}")(x))
         # In bfloat16 the output, a log ratio, would be rounded to 8 bits.
         dtype = jnp.promote_types(self.dtype, jnp.float32)
         x = Dense(1, self.spectral_norm, dtype, name=self.head)(x)
         return x[..., 0].astype(jnp.float32)
 
-    @staticmethod
-    def _name(index: int) -> str:
-        # Even numbers, because the reference implementation also counts the activations.
-        return f"mlp_{2 * index}"
-
 
 class SelfAttention(nn.Module):
-    """Self-attention over the positions of an image: `y = x + gamma * W_o attended`.
+    """Self-attention over the positions of images [B, H, W, C]: `y = x + gamma * W_o attended`.
 
     Keys, queries and values have `C / 8` channels. For positions `i, j`,
-    `attended_j = sum_i softmax_i(key_i . query_j) value_i`. The learnt scalar `gamma` starts at 0,
-    so the module, which maps `[B, H, W, C]` to the same shape, starts as the identity.
-
-    Attributes:
-      spectral_norm: whether every kernel is divided by its largest singular value.
-      dtype: type of the convolutions. Scores and weights are computed in at least float32, and
-        parameters are float32.
+    `attended_j = sum_i softmax_i(key_i . query_j) value_i`. The learnt scalar `gamma` starts at 0.
+    The convolutions are computed in `dtype`, the rest in at least float32.
 
     Reference: Zhang et al., "Self-Attention Generative Adversarial Networks", ICML 2019.
     """
@@ -141,15 +121,13 @@ class SelfAttention(nn.Module):
         channels = x.shape[-1]
 
         def project(features: int, name: str, images: jax.Array) -> jax.Array:
-            layer = Conv(features, 1, 1, True, self.spectral_norm, self.dtype, name=name)
-            return layer(images)
+            return Conv(features, 1, 1, True, self.spectral_norm, self.dtype, name=name)(images)
 
         def positions(name: str) -> jax.Array:
             images = project(max(channels // 8, 1), name, x)
             return images.reshape(images.shape[0], -1, images.shape[-1]).astype(dtype)
 
-        # In bfloat16 the scores would be rounded before the softmax, an error of 1 to 3%. With few
-        # channels, float32 costs little time.
+        # In bfloat16 the scores would be rounded before the softmax, an error of 1 to 3%.
         dtype = jnp.promote_types(self.dtype, jnp.float32)
         scores = jnp.einsum("bic,bjc->bij", positions("key"), positions("query"))
         weights = nn.softmax(scores, axis=1)

@@ -31,37 +31,17 @@ class ResNetSpec(NamedTuple):
 
 # Table 4 of the paper.
 SPECS = {
-    "resnet32": ResNetSpec(
-        stem=128,
-        blocks=((128, 1),) * 3 + ((256, 2), (256, 1), (256, 1)) * 3,
-        attention_after=3,
-    ),
-    "resnet64": ResNetSpec(
-        stem=64,
-        blocks=((64, 2), (128, 2), (128, 1)) + ((256, 2), (256, 1)) * 2,
-        attention_after=3,
-    ),
-    "resnet64_shallow": ResNetSpec(
-        stem=64,
-        blocks=((64, 2), (128, 2), (128, 2), (256, 2)),
-        attention_after=2,
-    ),
+    "resnet32": ResNetSpec(128, ((128, 1),) * 3 + ((256, 2), (256, 1), (256, 1)) * 3, 3),
+    "resnet64": ResNetSpec(64, ((64, 2), (128, 2), (128, 1)) + ((256, 2), (256, 1)) * 2, 3),
+    "resnet64_shallow": ResNetSpec(64, ((64, 2), (128, 2), (128, 2), (256, 2)), 2),
     "resnet128": ResNetSpec(
-        stem=64,
-        blocks=((64, 2), (128, 2), (128, 2), (128, 1)) + ((256, 2), (256, 1)) * 2,
-        attention_after=2,
+        64, ((64, 2), (128, 2), (128, 2), (128, 1)) + ((256, 2), (256, 1)) * 2, 2
     ),
 }
 
-_DOWNSAMPLING = ("stride", "mean")
-
 
 class _ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut: `act(conv(act(conv(x))) + shortcut(x))`.
-
-    The shortcut is a 1x1 convolution if the shape changes, otherwise the identity. The options are
-    those of `ResNet`.
-    """
+    """`act(conv(act(conv(x))) + shortcut(x))`, of a 1x1 convolution if the shape changes."""
 
     features: int
     stride: int
@@ -101,25 +81,22 @@ class ResNet(nn.Module):
     """Residual network without normalisation layers. `resnet` makes one by name and checks it.
 
     Maps `x [B, H, W, C]` in [-1, 1] to `[B]`: the density ratio or its logarithm, depending on the
-    loss. With `num_outputs` it maps to `[B, num_outputs]`: the logits of a classifier. The layers
-    are a 3x3 convolution, the blocks, the mean over positions and an affine map.
+    loss, or to `[B, num_outputs]`. The layers are a 3x3 convolution, the blocks, the mean over
+    positions and an affine map.
 
     Attributes:
       spec: widths and depths.
       spectral_norm: whether every kernel is divided by its largest singular value.
       attention: whether self-attention follows block number `spec.attention_after`.
       dtype: type of the computation; parameters, the last layer and the output are float32.
-      remat: whether the activations inside a block are recomputed in the backward pass, which
-        needs less memory and more time.
+      remat: whether the backward pass recomputes the activations of a block, to need less memory.
       num_outputs: outputs per image; `None` for a single output without an axis.
       use_bias: whether the 3x3 convolutions add a bias per channel. Those of the paper do not, so
         their response to a flat background is proportional to its brightness.
       downsampling: how a block reduces the image. `"stride"`, as in the paper: the first
-        convolution and the shortcut have a stride. The gradient with respect to the image then
-        differs between even and odd pixels, so flowed samples get a fine pattern (Odena et al.,
-        "Deconvolution and Checkerboard Artifacts", Distill 2016). `"mean"`: means over squares of
-        pixels come before them, which treats all pixels alike. The parameters have the same names
-        and shapes.
+        convolution and the shortcut have a stride, which treats even and odd pixels differently,
+        so flowed samples get a fine pattern (Odena et al., "Deconvolution and Checkerboard
+        Artifacts", Distill 2016). `"mean"`: they follow means over squares of pixels.
 
     Reference: Heng et al., "Generative Modeling with Flow-Guided Density Ratio Learning", table 4.
     """
@@ -167,12 +144,8 @@ def resnet(spec: str | ResNetSpec, *, width: int | None = None, **options: Any) 
       width: channels of the first convolution; those of all blocks scale in proportion.
       **options: attributes of `ResNet`.
 
-    Returns:
-      A Flax module that maps images `[B, H, W, C]` to `[B]`, or to `[B, num_outputs]`.
-
     Raises:
-      ValueError: for an unknown name or downsampling, sizes or outputs below 1, or an
-        `attention_after` that is not the number of a block.
+      ValueError: for an unknown name, or sizes, outputs or `attention_after` that cannot be.
     """
     if isinstance(spec, str):
         _checks.check_name("network", spec, SPECS)
@@ -186,12 +159,10 @@ def resnet(spec: str | ResNetSpec, *, width: int | None = None, **options: Any) 
             f"got stem {stem}, blocks {blocks}"
         )
     net = ResNet(ResNetSpec(stem, blocks, spec.attention_after), **options)
-    _checks.check_name("downsampling", net.downsampling, _DOWNSAMPLING)
+    _checks.check_name("downsampling", net.downsampling, ("stride", "mean"))
     if net.num_outputs is not None and net.num_outputs < 1:
         raise ValueError(f"num_outputs must be at least 1, got {net.num_outputs}")
-    if net.attention and spec.attention_after not in range(1, len(blocks) + 1):
-        raise ValueError(
-            f"attention_after must be a block's number from 1 to {len(blocks)}, "
-            f"got {spec.attention_after}"
-        )
+    after = spec.attention_after
+    if net.attention and after not in range(1, len(blocks) + 1):
+        raise ValueError(f"attention_after must be a number from 1 to {len(blocks)}, got {after}")
     return net

@@ -1,12 +1,8 @@
 """Spectral normalisation: a kernel divided by its largest singular value.
 
 The singular value is estimated from two vectors in the collection `"spectral"`: `sigma = u^T W v`,
-with `W` the kernel as a `[C_out, C_in * k * k]` matrix. The vectors change only if the collection
-is mutable. A flow or a sampler thus sees one fixed function, and a training step that applies the
-network with `mutable=["spectral"]` updates them once.
-
-A program that applies fixed variables many times should divide once, before its loop; see
-`prepare`.
+with `W` the kernel as a `[C_out, C_in * k * k]` matrix. Only a training step that applies the
+network with `mutable=["spectral"]` updates them; a flow or a sampler sees one fixed function.
 
 Reference: Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018.
 """
@@ -17,6 +13,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
 __all__ = ["prepare", "update_vectors"]
@@ -24,8 +21,6 @@ __dir__ = __all__.copy
 
 _COLLECTION = "spectral"
 _DIVIDED = "divided"  # Replaces the vectors of a kernel that has been divided already.
-_NUM_INIT_ITERATIONS = 15
-_EPSILON = 1e-12
 
 
 def update_vectors(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,40 +29,27 @@ def update_vectors(variables: Mapping[str, Any]) -> dict[str, Any]:
     This is the update of applying the network with `mutable=["spectral"]`, for callers that have no
     input or that split a batch. Variables without such kernels are returned unchanged.
 
-    Args:
-      variables: a network's variables, with `"params"`.
-
-    Returns:
-      The variables with new vectors.
-
     Raises:
       ValueError: for variables that `prepare` has divided.
     """
     if _COLLECTION not in variables:
         return dict(variables)
-
-    def update(vectors: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
-        if _DIVIDED in vectors:
+    params, vectors = _flat(variables)
+    for path in [path for path in vectors if path[-1] != "v"]:
+        if path[-1] == _DIVIDED:
             raise ValueError(
                 "these variables are prepared: their kernels are divided by spectral norms; update "
                 "the vectors of the variables that were given to `prepare`"
             )
-        if "u" in vectors:
-            u, v = _power_iteration(_as_matrix(params["kernel"]), vectors["u"])
-            return {"u": u, "v": v}
-        return {name: update(vectors[name], params[name]) for name in vectors}
-
-    return {**variables, _COLLECTION: update(variables[_COLLECTION], variables["params"])}
+        matrix = _as_matrix(params[*path[:-1], "kernel"])
+        vectors[path], vectors[*path[:-1], "v"] = _power_iteration(matrix, vectors[path])
+    return {**variables, _COLLECTION: unflatten_dict(vectors)}  # type: ignore[no-untyped-call]
 
 
 def normalised(module: nn.Module, kernel: jax.Array) -> jax.Array:
-    """Divides a kernel by its spectral norm, with the vectors as variables of `module`.
+    """Divides a kernel by its spectral norm, with the vectors as variables of its module.
 
     Gradients flow through `sigma` to the kernel, never to the vectors.
-
-    Args:
-      module: the Flax module that owns the kernel, inside its compact call.
-      kernel: `[C_in, C_out]` or `[k, k, C_in, C_out]`.
     """
     if module.has_variable(_COLLECTION, _DIVIDED):
         return kernel
@@ -78,9 +60,7 @@ def normalised(module: nn.Module, kernel: jax.Array) -> jax.Array:
         # Enough iterations for a good sigma, because the first flow runs before the first update.
         key = module.make_rng("params")
         start = _normalise(jax.random.normal(key, matrix.shape[:1], matrix.dtype))
-        u: jax.Array = jax.lax.fori_loop(
-            0, _NUM_INIT_ITERATIONS, lambda _, u: _power_iteration(fixed, u)[0], start
-        )
+        u: jax.Array = jax.lax.fori_loop(0, 15, lambda _, u: _power_iteration(fixed, u)[0], start)
         return u
 
     u = module.variable(_COLLECTION, "u", initial_u)
@@ -102,47 +82,37 @@ class _Network(Protocol):
 def prepare(net: _Network, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Divides kernels by their spectral norms and casts weights to the type of the computation.
 
-    `net.apply` gives the same output with the result as with `variables`. A flow applies fixed
-    weights at every step, and compilers do not always move this work out of the loop. `prepare`
-    does it in advance. Use the result only for evaluation, and train the float32 `variables`.
-
-    Args:
-      net: an `MLP` or a `ResNet`.
-      variables: its variables, with `"params"`.
-
-    Returns:
-      Variables for `net.apply`. The head stays in float32, because the network computes it so.
+    `net.apply` gives the same output with the result as with the `variables` of the `MLP` or
+    `ResNet`. A flow applies fixed weights at every step, and compilers do not always move this work
+    out of the loop. Use the result only for evaluation, and train the float32 `variables`.
     """
+    params, vectors = _flat(variables)
+    for path, array in params.items():
+        layer = path[:-1]
+        if (*layer, "kernel") not in params:  # The scalar of self-attention.
+            continue
+        if path[-1] == "kernel" and (*layer, "u") in vectors:
+            array = array / _sigma(_as_matrix(array), *(vectors.pop((*layer, n)) for n in "uv"))
+            vectors[*layer, _DIVIDED] = jnp.zeros(())
+        is_head = layer == (net.head,)
+        dtype = jnp.promote_types(net.dtype, jnp.float32) if is_head else net.dtype
+        params[path] = array.astype(dtype)
+    prepared = {**variables, "params": unflatten_dict(params)}  # type: ignore[no-untyped-call]
+    if _COLLECTION in variables:
+        prepared[_COLLECTION] = unflatten_dict(vectors)  # type: ignore[no-untyped-call]
+    return prepared
 
-    def of_layers(params: Any, vectors: Any, dtype: DTypeLike) -> tuple[Any, Any]:
-        if "kernel" not in params:
-            layers = {
-                name: of_layers(value, vectors.get(name, {}), dtype)
-                if isinstance(value, Mapping)
-                else (value, None)
-                for name, value in params.items()
-            }
-            new = {name: layer for name, (_, layer) in layers.items() if layer}
-            return {name: layer for name, (layer, _) in layers.items()}, new
-        kernel = params["kernel"]
-        if vectors and _DIVIDED not in vectors:
-            kernel = kernel / _sigma(_as_matrix(kernel), vectors["u"], vectors["v"])
-            vectors = {_DIVIDED: jnp.zeros(())}
-        return {n: a.astype(dtype) for n, a in {**params, "kernel": kernel}.items()}, vectors
 
-    params, vectors = {}, {}
-    for name, layer in variables["params"].items():
-        dtype = jnp.promote_types(net.dtype, jnp.float32) if name == net.head else net.dtype
-        own = variables.get(_COLLECTION, {}).get(name, {})
-        params[name], vectors[name] = of_layers(layer, own, dtype)
-    prepared = {**variables, "params": params}
-    return {**prepared, _COLLECTION: vectors} if _COLLECTION in variables else prepared
+def _flat(variables: Mapping[str, Any]) -> tuple[dict[tuple[str, ...], Any], ...]:
+    return tuple(
+        flatten_dict(variables.get(name, {}))  # type: ignore[no-untyped-call]
+        for name in ("params", _COLLECTION)
+    )
 
 
 def _as_matrix(kernel: jax.Array) -> jax.Array:
     """Flattens a kernel to [C_out, C_in * k * k], as PyTorch does, whose vectors then fit."""
-    out_and_in_first = jnp.moveaxis(kernel, (-1, -2), (0, 1))
-    return out_and_in_first.reshape(kernel.shape[-1], -1)
+    return jnp.moveaxis(kernel, (-1, -2), (0, 1)).reshape(kernel.shape[-1], -1)
 
 
 def _power_iteration(matrix: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -152,12 +122,11 @@ def _power_iteration(matrix: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def _sigma(matrix: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:
-    # The vectors are estimates, not parameters. They must not be trained even if a caller
-    # differentiates with respect to all variables.
+    # Estimates, which are not trained even if a caller differentiates by all variables.
     u, v = jax.lax.stop_gradient((u, v))
     sigma: jax.Array = u @ matrix @ v
     return sigma
 
 
 def _normalise(vector: jax.Array) -> jax.Array:
-    return vector / jnp.maximum(jnp.linalg.norm(vector), _EPSILON)
+    return vector / jnp.maximum(jnp.linalg.norm(vector), 1e-12)

@@ -47,11 +47,6 @@ _MAX_STEPS, _MAX_SIZE = 100_000, 10**7  # Of a flow, and numbers of a sample.
 class Sampler:
     """A trained density ratio with the prior and the flow that it was trained for.
 
-        sampler = fdrl.pretrained("mnist")
-        images = sampler(key, 64)
-        further = sampler.method.sample(key, images, sampler.estimator)  # flows them again
-        log_ratio = sampler.log_ratio(images)
-
     Sample `i` depends only on the key and `i`, so a larger number starts with the same samples.
 
     Attributes:
@@ -59,9 +54,8 @@ class Sampler:
       variables: the averaged variables of the network, as float32.
       prior_params: the arrays of the prior.
       config: how the sampler was trained, with all settings of its run.
-      shift: what is added to `scale` times the samples of the flow to get those of the data: means
-        of the features of points that `fit` has standardised.
-      scale: their standard deviations.
+      shift, scale: the data are `scale * x + shift` of the samples of the flow: means and standard
+        deviations of points that `fit` has standardised.
     """
 
     problem: Problem
@@ -80,7 +74,7 @@ class Sampler:
         clip: bool = True,
         batch_size: int = 500,
     ) -> Array:
-        """Draws samples (algorithm 2).
+        """Draws samples (algorithm 2), float32 [num_samples, ...].
 
         With the key `training.rng.root_key(seed)` of the run, they are those of the program.
 
@@ -88,18 +82,14 @@ class Sampler:
           key: a JAX key of the generator "threefry2x32".
           num_samples: number of samples, static.
           labels: for a sampler with a density ratio for each class: the class of each sample,
-            [num_samples], or of all, by number or by name. Without it, sample `i` is of class
-            `i % num_classes`. The names are `config["data"]["classes"]`.
+            [num_samples], or of all, by number or by its name in `config["data"]["classes"]`.
+            Without it, sample `i` is of class `i % num_classes`.
           clip: whether images are clipped to [-1, 1], the range of the data.
           batch_size: samples per call of the compiled flow, which is compiled once per size.
 
-        Returns:
-          Samples, float32 [num_samples, ...].
-
         Raises:
           TypeError: for anything else than a key.
-          ValueError: for a key of another generator, a number below 1, or labels that are unknown,
-            of another number than the samples, or not needed.
+          ValueError: for a key of another generator, a number below 1, or labels that do not fit.
         """
         x = self._draw("refined", key, num_samples, labels, batch_size)
         return jnp.clip(x, -1.0, 1.0) if clip and self._has_images else x
@@ -109,35 +99,26 @@ class Sampler:
         return self._draw("prior", key, num_samples, labels)
 
     def path(self, key: Array, num_samples: int, *, labels: Labels | None = None) -> Array:
-        """Returns the samples of this key at every step of the flow, from the prior to the end.
-
-        They are neither denoised, which some samplers do at the end, nor clipped.
-
-        Returns:
-          `x_0 ... x_{K+κ}`, float32 [K + κ + 1, num_samples, ...].
-        """
+        """Returns `x_0 ... x_{K+κ}`, neither denoised nor clipped, [K + κ + 1, N, ...]."""
         return self._draw("path", key, num_samples, labels)
 
     def log_ratio(self, x: Array, labels: Labels | None = None) -> Array:
         """Returns the estimate of `log q~/p` at `x`, [B, ...] to [B]: 0 where samples match data.
 
         The ratio is that of data with the noise of training, `config["settings"]` under
-        "data.dequantisation". Add it to clean images, and to denoised samples. A ratio below 1e-6
+        "data.dequantisation": add it to clean images, and to denoised samples. A ratio below 1e-6
         counts as 1e-6. A sampler that has a ratio for each class needs the `labels` of `x`.
 
         Raises:
-          ValueError: for other shapes, bytes, or images far outside of [-1, 1]; if labels are
-            missing, unknown or not needed.
+          ValueError: for other shapes, images far outside of [-1, 1], or labels that do not fit.
         """
         if labels is None and self.problem.estimator.takes_labels:
             raise ValueError("this sampler has a ratio for each class: the labels of x are missing")
         x = jnp.asarray(x)
         is_bytes = self._has_images and not jnp.issubdtype(x.dtype, jnp.floating)
         if x.shape[1:] != self.event_shape or is_bytes:
-            shape = ", ".join(map(str, self.event_shape))
-            raise ValueError(
-                f"x must be floating-point numbers, [B, {shape}], got {x.dtype} of shape {x.shape}"
-            )
+            shape = f"[B, {', '.join(map(str, self.event_shape))}]"
+            raise ValueError(f"x must be floating-point {shape}, got {x.dtype} {x.shape}")
         is_known = self._has_images and not isinstance(x, jax.core.Tracer)
         if is_known and (largest := float(jnp.max(jnp.abs(x), initial=0.0))) > _MAX_PIXEL:
             raise ValueError(
@@ -146,8 +127,9 @@ class Sampler:
         x = as_floating(x)
         x = jnp.asarray((x - self.shift) / self.scale, x.dtype)
         output = self._apply(self.variables, x, *self._labels(len(x), labels).values())
-        is_log = self.method.output == "log_ratio"
-        return output if is_log else jnp.log(jnp.maximum(output, _SMALLEST_RATIO))
+        if self.method.output == "log_ratio":
+            return output
+        return jnp.log(jnp.maximum(output, _SMALLEST_RATIO))
 
     @property
     def method(self) -> FDRL:
@@ -156,13 +138,9 @@ class Sampler:
 
     @property
     def estimator(self) -> Callable[[Array], Array]:
-        """The network with its variables, `x [B, ...] -> [B]`, which returns `method.output`.
-
-        If it has a ratio for each class, `(x, labels [B]) -> [B]`. It is a pytree of its arrays.
-        """
-        bound: Callable[[Array], Array] = Partial(  # type: ignore[no-untyped-call]
-            self.problem.estimator.apply, self.variables
-        )
+        """The network as a pytree, `x [B, ...] -> method.output [B]`, or of `(x, labels [B])`."""
+        apply = self.problem.estimator.apply
+        bound: Callable[[Array], Array] = Partial(apply, self.variables)  # type: ignore[no-untyped-call]
         return bound
 
     @property
@@ -197,7 +175,6 @@ class Sampler:
     def _draw(
         self, what: str, key: Array, num: int, labels: Labels | None, batch_size: int = 500
     ) -> Array:
-        """Draws "prior", "refined" or "path" in batches, all of the same size."""
         check_count("num_samples", num, 1)
         check_count("batch_size", batch_size, 1)
         if self.config["prior"]["name"] == "batch":
@@ -206,20 +183,19 @@ class Sampler:
                 "sampler.method.sample(key, images, sampler.estimator)"
             )
         size = min(num, batch_size)
-        padded = -(-num // size) * size
+        padded = -(-num // size) * size  # All batches have the same size.
         batch = {name: jnp.resize(a, (padded,)) for name, a in self._labels(num, labels).items()}
         batch["position"] = jnp.arange(padded)
-        constants = Constants((), self.prior_params)
-        arguments, parts = (what, _keys.typed(key), self.variables, constants), []
-        for first in range(0, padded, size):
-            part = {name: a[first : first + size] for name, a in batch.items()}
-            parts.append(self._run(*arguments, part))
+        arguments = (what, _keys.typed(key), self.variables, Constants((), self.prior_params))
+        parts = [
+            self._run(*arguments, {name: a[first : first + size] for name, a in batch.items()})
+            for first in range(0, padded, size)
+        ]
         axis = 1 if what == "path" else 0
         x = jax.lax.slice_in_dim(jnp.concatenate(parts, axis), 0, num, axis=axis)
         return jnp.asarray(self.scale * x + self.shift, x.dtype)
 
     def _labels(self, num: int, labels: Labels | None) -> dict[str, Array]:
-        """Returns the part of a batch with the classes of examples, [num], if they matter."""
         if not self.problem.estimator.takes_labels:
             if labels is not None:
                 raise ValueError("this sampler has one ratio for all classes, so it has no labels")
@@ -229,10 +205,9 @@ class Sampler:
             return {"label": jnp.arange(num) % num_classes}
         if not isinstance(labels, jax.Array) and np.asarray(labels).dtype.kind in "US":
             names = list(self.config.get("data", {}).get("classes", ()))
-            given = np.asarray(labels)
-            for name in given.ravel():
+            for name in np.ravel(labels):
                 check_name("class", str(name), names)
-            labels = np.vectorize(names.index, otypes=[np.int32])(given)
+            labels = np.vectorize(names.index, otypes=[np.int32])(labels)
         chosen = jnp.asarray(labels)
         chosen = jnp.full(num, chosen) if chosen.ndim == 0 else chosen
         if chosen.shape != (num,):
@@ -248,17 +223,23 @@ def pretrained(name: str | Path) -> Sampler:
         images = sampler(jax.random.key(0), 64)  # float32 [64, 28, 28, 1] in [-1, 1]
 
     Args:
-      name: a sampler that ships with the package, see docs/pretrained.md; the folder of an export
-        of the program; or `OWNER/NAME`, a repository of the Hugging Face Hub with such an export,
-        which needs the package `huggingface_hub` and, the first time, a network.
+      name: a sampler that ships with the package, see docs/pretrained.md; the folder of an export;
+        or `OWNER/NAME`, a repository of the Hugging Face Hub with one, for `huggingface_hub`.
 
     Raises:
-      ValueError: for an unknown name, which lists the allowed ones; or for a folder that is not an
-        intact export, whatever is wrong in it.
-      ModuleNotFoundError: if `huggingface_hub` is needed and missing.
-      OSError: if the repository cannot be downloaded.
+      ValueError: for an unknown name, or a folder that is not an intact export.
+      ModuleNotFoundError, OSError: if `huggingface_hub` is missing, or downloads nothing.
     """
-    folder = _folder(str(name))
+    name, names = str(name), sorted(path.parent.name for path in _SHIPPED.glob(f"*/{_CONFIG}"))
+    if name in names or Path(name).is_dir():
+        folder = (_SHIPPED if name in names else Path()) / name
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        folder = _download(name)
+    else:
+        raise ValueError(
+            f"no sampler {name!r}{nearest(name, names) or '.'} Allowed: {', '.join(names)}, the "
+            "folder of an export, or OWNER/NAME of the Hugging Face Hub"
+        )
     if (folder / "run.json").is_file():
         raise ValueError(
             f"{folder} is a run, not a sampler. Export it first: "
@@ -274,38 +255,18 @@ def pretrained(name: str | Path) -> Sampler:
         ) from error
 
 
-def _folder(name: str) -> Path:
-    names = sorted(path.parent.name for path in _SHIPPED.glob(f"*/{_CONFIG}"))
-    if name in names:
-        return _SHIPPED / name
-    if Path(name).is_dir():
-        return Path(name)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return _download(name)
-    raise ValueError(
-        f"no sampler {name!r}{nearest(name, names) or '.'} Allowed: {', '.join(names)}, the folder "
-        "of an export, or OWNER/NAME of the Hugging Face Hub"
-    )
-
-
 def _download(repository: str) -> Path:
-    """Returns the folder of a repository in the local cache, which is filled first if needed."""
+    missing = f"there is no folder {repository!r}, and "
     try:
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"there is no folder {repository!r}, and loading it from the Hugging Face Hub needs "
-            "huggingface_hub. Install it with: pip install huggingface_hub",
-            name=error.name,
-        ) from error
+        hint = "the Hugging Face Hub needs a package: pip install huggingface_hub"
+        raise ModuleNotFoundError(missing + hint, name=error.name) from error
     try:
         return Path(snapshot_download(repository, allow_patterns=[_CONFIG, _ARRAYS]))
     except Exception as error:  # It raises errors of HTTP, of its cache and of the disk.
         reason = str(error).strip().partition("\n")[0]
-        raise OSError(
-            f"there is no folder {repository!r}, and no such repository could be loaded from the "
-            f"Hugging Face Hub: {reason}"
-        ) from error
+        raise OSError(f"{missing}nothing came from the Hugging Face Hub: {reason}") from error
 
 
 def _load(folder: Path) -> Sampler:
@@ -315,7 +276,13 @@ def _load(folder: Path) -> Sampler:
     stored = (folder / _ARRAYS).read_bytes()
     if config.get("sha256", digest := hashlib.sha256(stored).hexdigest()) != digest:
         raise ValueError(f"{_ARRAYS} has changed: its SHA-256 is not that of {_CONFIG}")
-    flat = _as_float32(load(stored))
+    given = load(stored)
+    # An array of int8, `a`, has a factor per last axis, `a.scale`.
+    flat = {
+        name: array.astype(np.float32) * given.get(f"{name}.scale", np.float32(1.0))
+        for name, array in given.items()
+        if not name.endswith(".scale")
+    }
     for name, array in flat.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{_ARRAYS}: {name} has values that are not finite")
@@ -348,7 +315,7 @@ def _load(folder: Path) -> Sampler:
         if (shape := expected.get(name)) != found.get(name):
             raise ValueError(f"{_ARRAYS}: {name} must have shape {shape}, got {found.get(name)}")
     arrays: dict[str, Any] = unflatten_dict(flat, sep="/")  # type: ignore[no-untyped-call]
-    prior = _prior(config["prior"], event_shape, arrays.get("prior", {}))
+    prior = _prior(event_shape, arrays.get("prior", {}), **config["prior"])
     denoise = denoiser.denoise if denoiser else None
     problem = Problem(method, Estimator.from_network(net), prior.sample, denoise=denoise)
     variables, prior_params = jax.tree.map(jnp.asarray, (arrays["network"], prior.params))
@@ -360,26 +327,15 @@ def _load(folder: Path) -> Sampler:
     return sampler
 
 
-def _as_float32(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns arrays as float32. One of int8, `a`, has a factor per last axis, `a.scale`."""
-    return {
-        name: array.astype(np.float32) * stored.get(f"{name}.scale", np.float32(1.0))
-        for name, array in stored.items()
-        if not name.endswith(".scale")
-    }
-
-
 def _prior(
-    arguments: Mapping[str, Any], event_shape: Sequence[int], arrays: Mapping[str, np.ndarray]
+    shape: tuple[int, ...], arrays: Mapping[str, np.ndarray], name: str, **others: Any
 ) -> Prior:
-    """Returns the prior: the function of `priors` by its name, with its other arguments."""
-    name, others = arguments["name"], {k: v for k, v in arguments.items() if k != "name"}
     check_name("prior", name, ("mixture", "normal", "uniform", "batch"))
     if name != "mixture":
         made: Prior = getattr(priors, name)(**others)
         return made
     if "frequencies" in arrays:  # The factor is [frequencies, k] and not [D, k].
         at, rows = arrays["frequencies"].astype(int), arrays["factor"].T
-        factor = _prior_fit.from_cosines(rows, at, tuple(event_shape)).T
+        factor = _prior_fit.from_cosines(rows, at, shape).T
         arrays = {k: v for k, v in arrays.items() if k != "frequencies"} | {"factor": factor}
-    return priors.mixture(arrays, event_shape, **others)
+    return priors.mixture(arrays, shape, **others)

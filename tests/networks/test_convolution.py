@@ -84,41 +84,32 @@ def test_derivatives_of_order_two_and_three_are_those_of_the_native_rule(kernel_
     x, kernel = draw(kernel_size)
 
     def gradients(convolution, add):
-        def first(*arguments):
-            x, kernel, bias = arguments
+        def first(x, kernel, bias):
             return jnp.sum(jnp.tanh(add(convolution(x, kernel, stride), bias)) ** 2)
 
-        def sums(function, *arguments):
-            return sum(jnp.sum(jnp.sin(g)) for g in jax.grad(function, (0, 1, 2))(*arguments))
+        def of_gradient(function):
+            grad = jax.grad(function, (0, 1, 2))
+            return lambda *arguments: sum(jnp.sum(jnp.sin(g)) for g in grad(*arguments))
 
-        def second(*arguments):
-            return sums(first, *arguments)
-
-        def third(*arguments):
-            return sums(second, *arguments)
-
-        both = jax.jit(lambda *a: [jax.grad(f, (0, 1, 2))(*a) for f in (second, third)])
-        return both(x, kernel, BIAS)
+        second = of_gradient(first)
+        functions = second, of_gradient(second)
+        return jax.jit(lambda *a: [jax.grad(f, (0, 1, 2))(*a) for f in functions])(x, kernel, BIAS)
 
     assert_close(gradients(convolve, add_bias), gradients(native, jnp.add), 1e-11)
 
 
-@pytest.mark.parametrize("mapped", [(0, None), (0, 0)])
-def test_vmap_of_the_gradient_equals_a_loop(mapped):
+def test_vmap_of_the_gradient_equals_a_loop():
     @jax.jit
     def gradients(x, kernel):
         return jax.grad(lambda *args: jnp.sum(convolve(*args, 2) ** 2), (0, 1))(x, kernel)
 
-    args = [
-        jnp.stack([array, array[::-1]]) if axis == 0 else array
-        for array, axis in zip(draw(3), mapped, strict=True)
-    ]
-    loop = [
-        gradients(*(a[i] if axis == 0 else a for a, axis in zip(args, mapped, strict=True)))
-        for i in range(2)
-    ]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *loop)
-    assert_close(jax.vmap(gradients, mapped)(*args), stacked)
+    x, kernel = (jnp.stack([array, array[::-1]]) for array in draw(3))
+    for mapped in ((0, None), (0, 0)):
+        kernels = kernel if mapped[1] == 0 else jnp.stack([kernel[0]] * 2)
+        loop = [gradients(*pair) for pair in zip(x, kernels, strict=True)]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *loop)
+        found = jax.vmap(gradients, mapped)(x, kernel if mapped[1] == 0 else kernel[0])
+        assert_close(found, stacked)
 
 
 @pytest.mark.parametrize(("cache", "check_vma"), [(0, True), (2**20, False)])
@@ -164,17 +155,14 @@ def test_only_cpu_gets_the_canonical_derivatives(platform):
     assert ("[f, 0, 1, b]" in program) == (platform != "cpu")
 
 
-@pytest.mark.parametrize(
-    ("shape", "stride", "message"),
-    [
-        ((2, 2, 3, 4), 1, "odd size"),
-        ((3, 1, 3, 4), 1, "odd size"),
-        ((3, 3, 3, 4), 0, "stride must be at least 1, got 0"),
-    ],
-)
-def test_other_kernels_and_strides_are_rejected(shape, stride, message):
-    with pytest.raises(ValueError, match=message):
-        convolve(jnp.zeros((1, 4, 4, 3)), jnp.zeros(shape), stride)
+def test_other_kernels_and_strides_are_rejected():
+    for size, stride, message in (
+        ((2, 2), 1, "odd size"),
+        ((3, 1), 1, "odd size"),
+        ((3, 3), 0, "got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convolve(jnp.zeros((1, 4, 4, 3)), jnp.zeros((*size, 3, 4)), stride)
 
 
 @pytest.mark.parametrize("batch", [1, 17])
