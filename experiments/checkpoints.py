@@ -6,8 +6,7 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Iterator, Sequence
-from errno import EISDIR, ENOENT, ENOTDIR
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
@@ -26,6 +25,7 @@ Window: TypeAlias = dict[str, list[float]]  # Metrics of the steps that no line 
 
 _MARK = "commit_success.txt"  # Written by Orbax after everything else is on disk.
 _STEP = re.compile(r"0|[1-9][0-9]*")  # The name of the folder of a checkpoint.
+_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 class Restored(NamedTuple):
@@ -44,9 +44,8 @@ def digest_of(run_id: str, state: TrainState) -> str:
 class Checkpoints:
     """The checkpoints of a run, in one folder per step. The newest few and the best are kept.
 
-    Random keys and the order of the data depend only on the step and the seed. Orbax returns wrong
-    numbers for a file with flipped bits, so a SHA-256 digest of the run and the state is computed
-    in memory and saved with it. A state that does not match its digest is never returned.
+    Orbax returns wrong numbers for a file with flipped bits, so a SHA-256 digest of the run and the
+    state is saved with it. A state that does not match its digest is never returned.
     """
 
     def __init__(
@@ -107,10 +106,9 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record)
         )
-        with self._errors_of_the_disk():
-            # Orbax skips a step, without an error, that is not after all those that it lists.
-            if not self._manager.save(step, args=items):
-                raise ValueError(f"step {step} is not after {self._manager.latest_step()}")
+        # Orbax skips a step, without an error, that is not after all those that it lists.
+        if not self._manager.save(step, args=items):
+            raise ValueError(f"step {step} is not after {self._manager.latest_step()}")
 
     def record_best(self, step: int, metric: str, value: float) -> None:
         """Waits until the checkpoint of a step is complete, and records it as the best so far."""
@@ -121,18 +119,15 @@ class Checkpoints:
 
     def check_saved(self) -> None:
         """Raises an error if a save in the background has failed, without waiting for it."""
-        with self._errors_of_the_disk():
-            self._manager.check_for_errors()
+        self._manager.check_for_errors()
 
     def wait(self) -> None:
         """Waits until saves in the background are on disk."""
-        with self._errors_of_the_disk():
-            self._manager.wait_until_finished()
+        self._manager.wait_until_finished()
 
     def restore(self, template: TrainState, which: Which = None) -> Restored | None:
-        """Restores a checkpoint: the newest intact one, the best, or the one of a step.
+        """Restores the newest intact checkpoint, the best, or the one of a step; `None`: no one.
 
-        The template has shapes and dtypes of the state. Returns `None` if there is no checkpoint.
         Damaged ones are renamed to `damaged_STEP_...` unless `read_only`, because a run that
         resumes from an older one saves their steps again.
         """
@@ -175,26 +170,13 @@ class Checkpoints:
             state=ocp.args.StandardRestore(template), record=ocp.args.JsonRestore()
         )
         try:
-            with self._errors_of_the_disk():
-                restored = self._manager.restore(step, args=items)
+            restored = self._manager.restore(step, args=items)
             state, record = jax.tree.map(np.asarray, restored["state"]), restored["record"]
             if digest_of(self._run_id, state) == record["sha256"]:
                 return Restored(state, record["sha256"], record["window"])
         except Exception as error:  # Orbax raises plain exceptions for damaged files.
-            number = getattr(error, "errno", None)
             # A disk that cannot be read at present is not damage.
-            if isinstance(error, MemoryError) or number not in (None, ENOENT, ENOTDIR, EISDIR):
+            if isinstance(error, (MemoryError, OSError)) and not isinstance(error, _GONE):
                 raise
             return first_line(error)
         return "its content is not what this run saved"
-
-    @contextlib.contextmanager
-    def _errors_of_the_disk(self) -> Iterator[None]:
-        """Raises errors of the system as such; TensorStore reports them in the text of others."""
-        try:
-            yield
-        except Exception as error:
-            code = re.search(r"os_error_code='(\d+)'", str(error))
-            if isinstance(error, OSError) or code is None:
-                raise
-            raise OSError(int(code[1]), os.strerror(int(code[1])), str(self._folder)) from error

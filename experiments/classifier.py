@@ -1,16 +1,22 @@
-"""Classifiers of images: trains one, and opens one to guide the flow or to judge samples."""
+"""Classifiers of images: trains one, and opens one to guide the flow or to judge samples.
+
+Training is adversarial on the L2 ball (Madry et al., arXiv 1706.06083): the flow follows the
+gradient, which points towards features of a class only if the classifier is robust (Santurkar et
+al., 2019).
+"""
 
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax import lax
 
-from experiments import adversarial, devices, run
-from experiments.adversarial import Attack
+from experiments import devices, run
 from experiments.data.source import Source
 from experiments.errors import UserError
 from experiments.experiment import (
@@ -26,19 +32,65 @@ from experiments.files import read_sealed, sha256_of_arrays, write_sealed
 from experiments.run import Run
 from experiments.settings import Settings
 from fdrl_jax import networks
+from fdrl_jax.training import rng
 from fdrl_jax.training.problem import Constants
 from fdrl_jax.training.state import TrainState, Variables
-from fdrl_jax.training.steps import TrainStep
+from fdrl_jax.training.steps import TrainStep, from_gradients
 
 Array = jax.Array
 Apply = Callable[[Variables, Array], Array]
 
 _NUM_ATTACK_STEPS = 20  # Of the evaluation, whose attack is stronger than in training.
 _NUM_TESTED, _NUM_JUDGED = 500, 250  # Images per batch.
+_TINY = 1e-12
+
+
+class Attack(NamedTuple):
+    """Projected gradient descent within an L2 ball around images in [-1, 1]."""
+
+    epsilon: float  # Radius of the ball, in units of the images; 0 for no attack.
+    num_steps: int  # Of the length `2.5 ε / num_steps`, which can reach every point of the ball.
+
+
+def perturb(classifier: Callable[[Array], Array], x: Array, labels: Array, attack: Attack) -> Array:
+    """Finds images near `x`, [B, ...], on which a classifier has a large loss.
+
+    Each step is `x <- clip(project(x + a g / |g|))`, where `g` is the gradient of the cross-entropy
+    and the projection is onto `|x - x_0| <= ε`. The first step starts at `x_0`.
+    """
+    size = 2.5 * attack.epsilon / max(attack.num_steps, 1)
+
+    def norms(x: Array) -> Array:
+        total = jnp.sum(x**2, axis=tuple(range(1, x.ndim)), keepdims=True)
+        return jnp.maximum(jnp.sqrt(total), _TINY)
+
+    def step(_: int, moved: Array) -> Array:
+        gradient = jax.grad(lambda x: jnp.sum(_cross_entropy(classifier(x), labels)))(moved)
+        offset = moved + size * gradient / norms(gradient) - x
+        return jnp.clip(x + offset * jnp.minimum(1.0, attack.epsilon / norms(offset)), -1.0, 1.0)
+
+    moved: Array = lax.fori_loop(0, attack.num_steps, step, x) if attack.epsilon else x
+    return lax.stop_gradient(moved)
+
+
+def shifted(keys: Array, images: Array, max_shift: int) -> Array:
+    """Shifts each image [B, H, W, C] by up to `max_shift` pixels; the border is repeated."""
+
+    def of_image(own: Array, image: Array) -> Array:
+        offset = jax.random.randint(own, (2,), 0, 2 * max_shift + 1, jnp.int32)
+        border = (max_shift, max_shift)
+        padded = jnp.pad(image, (border, border, (0, 0)), mode="edge")
+        return lax.dynamic_slice(padded, (*offset, jnp.int32(0)), image.shape)
+
+    moved: Array = jax.vmap(of_image)(keys, images)
+    return moved
 
 
 def build(settings: Settings, source: Source) -> Training:
-    """Builds the training of a classifier on labelled images, attacked if the settings say so."""
+    """Builds the training of a classifier: the cross-entropy on attacked, shifted images.
+
+    The metrics are "loss", "accuracy" (both under attack) and "grad_norm".
+    """
     num_classes = count_classes(settings, source, "a classifier")
     if source.labels is not None and len(np.unique(source.labels.train)) < 2:
         raise UserError(
@@ -46,17 +98,33 @@ def build(settings: Settings, source: Source) -> Training:
         )
     with explained():
         network = make_network(settings, source.event_shape, num_classes)
+    apply, max_shift = cast(Apply, network.apply), settings.classifier.max_shift
+    attack = _make_attack(settings, settings.classifier.attack_steps)
+
+    def loss_and_grads(
+        variables: Variables, key: Array, constants: Constants, host_batch: Any, positions: Array
+    ) -> tuple[Any, dict[str, Array]]:
+        data_key = rng.stream_key(key, rng.Stream.DATA)
+        batch = source.draw(constants.data, host_batch, data_key, positions)
+        real = batch["real"].astype(jnp.float32)
+        if max_shift:
+            keys = rng.example_keys(key, rng.Stream.AUGMENTATION, positions)
+            real = shifted(keys, real, max_shift)
+        x = perturb(lambda x: apply(variables, x), real, batch["label"], attack)
+
+        def loss_fn(params: Any) -> tuple[Array, dict[str, Array]]:
+            logits = apply({**variables, "params": params}, x)
+            loss = jnp.mean(_cross_entropy(logits, batch["label"]))
+            correct = jnp.argmax(logits, axis=-1) == batch["label"]
+            return loss, {"loss": loss, "accuracy": jnp.mean(correct)}
+
+        result: tuple[Any, dict[str, Array]] = jax.grad(loss_fn, has_aux=True)(variables["params"])
+        return result
 
     def make_step(num_replicas: int | None) -> TrainStep:
         with explained():
-            return adversarial.make_train_step(
-                cast(Apply, network.apply),
-                attack=_make_attack(settings, settings.classifier.attack_steps),
-                refresh=networks.update_vectors,
-                max_shift=settings.classifier.max_shift,
-                draw=source.draw,
-                **step_options(settings, num_replicas),
-            )
+            options = step_options(settings, num_replicas)
+            return from_gradients(loss_and_grads, refresh=networks.update_vectors, **options)
 
     return Training(
         settings=settings,
@@ -69,21 +137,16 @@ def build(settings: Settings, source: Source) -> Training:
 
 
 def write_accuracy(trained: Run, training: Training, state: TrainState) -> dict[str, float]:
-    """Writes the shares of held-out images that are classified correctly, also under attack.
-
-    `open_to_judge` reads them from the run.
-    """
+    """Writes the shares of held-out images that are classified correctly, also under attack."""
     source, settings = training.source, training.settings
     attack = _make_attack(settings, _NUM_ATTACK_STEPS)
     apply = cast(Apply, training.network.apply)
 
     @jax.jit
     def correct(variables: Variables, x: Array, y: Array) -> tuple[Array, Array]:
-        def is_right(x: Array) -> Array:
-            return jnp.argmax(apply(variables, x), axis=-1) == y
-
-        attacked = adversarial.perturb(lambda x: apply(variables, x), x, y, attack)
-        return is_right(x), is_right(attacked)
+        attacked = perturb(lambda x: apply(variables, x), x, y, attack)
+        clean, robust = (jnp.argmax(apply(variables, of), axis=-1) == y for of in (x, attacked))
+        return clean, robust
 
     labels = source.labels.held_out if source.labels is not None else np.zeros(0)
     images = source.held_out(len(labels), 0)
@@ -104,10 +167,7 @@ def write_accuracy(trained: Run, training: Training, state: TrainState) -> dict[
 def open_to_guide(
     path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]
 ) -> tuple[Apply, Variables]:
-    """Opens the classifier of a run to guide the flow: `apply(variables, x [B, H, W, C])`.
-
-    Pixels are in [-1, 1]. The result has the logits [B, number of classes].
-    """
+    """Opens the classifier of a run: `apply(variables, x [B, H, W, C] in [-1, 1]) -> logits`."""
     network, state, _ = _restored(path, classes, event_shape)
     return cast(Apply, network.apply), state.ema_variables
 
@@ -120,9 +180,8 @@ def open_to_judge(
     Warns if its training images are not those of the given `Source.identity`.
 
     Returns:
-      `images [N, H, W, C] in [-1, 1] -> (probabilities [N, number of classes], features of the
-      penultimate layer [N, D])`, and a description as values for JSON: the name of the folder, the
-      accuracy on a number of held-out images, and the SHA-256 digest of the variables.
+      `images [N, H, W, C] in [-1, 1] -> (probabilities [N, classes], features of the penultimate
+      layer [N, D])`, and a description as values for JSON.
     """
     network, state, trained = _restored(path, classes, event_shape)
     variables, file = state.ema_variables, trained.root / "accuracy.json"
@@ -131,7 +190,6 @@ def open_to_judge(
         raise UserError(
             f"the training of --classifier={path} is not complete; run --mode=classifier again"
         )
-
     if identity and identity != trained.data["identity"]:
         logging.getLogger("fdrl").warning(
             "--classifier=%s was trained on other images, or on the same ones under other names, "
@@ -186,5 +244,8 @@ def _restored(
 
 
 def _make_attack(settings: Settings, num_steps: int) -> Attack:
-    """Returns the attack on pixels in [-1, 1]; `classifier.epsilon` is for [0, 1]."""
-    return Attack(2.0 * settings.classifier.epsilon, num_steps)
+    return Attack(2.0 * settings.classifier.epsilon, num_steps)  # Pixels are in [0, 1] there.
+
+
+def _cross_entropy(logits: Array, labels: Array) -> Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)

@@ -55,7 +55,7 @@ class Command:
 
 
 def parse(argv: Sequence[str]) -> Command:
-    """Reads the arguments of the program; a UserError names what is wrong."""
+    """Reads the arguments of the program."""
     config_file, rest = _split(argv)
     words = ["main", *config_file, *rest]
     found = _define_flags(words)
@@ -64,9 +64,8 @@ def parse(argv: Sequence[str]) -> Command:
     try:
         stray = found(words)[1:]
     except flags.UnrecognizedFlagError as error:
-        raise UserError(
-            f"unknown flag --{error.flagname}{nearest(error.flagname, found)}"
-        ) from None
+        name = error.flagname
+        raise UserError(f"unknown flag --{name}{nearest(name, found)}") from None
     except Exception as error:  # The code of a config file may raise anything.
         raise UserError(_explained(error)) from error
     given: dict[str, Any] = found.flag_values_dict()
@@ -74,14 +73,10 @@ def parse(argv: Sequence[str]) -> Command:
     if stray:
         raise UserError(f"unexpected argument {stray[0]!r} on the command line")
     if mode not in MODES:
-        raise UserError(
-            f"--mode={mode} is unknown{nearest(mode, MODES) or '.'} Allowed: {', '.join(MODES)}"
-        )
+        hint = f"{nearest(mode, MODES) or '.'} Allowed: {', '.join(MODES)}"
+        raise UserError(f"--mode={mode} is unknown{hint}")
     if config_file and mode not in _CREATE_RUNS:
-        raise UserError(
-            f"--config: mode {mode} opens an existing run, which keeps its own settings; remove "
-            "--config and change single settings with --config.KEY=VALUE"
-        )
+        raise UserError(f"--config: mode {mode} opens a run, which keeps its settings; remove it")
     if not given["workdir"] and mode != "dry_run":
         raise UserError("--workdir=DIR, the folder of the run, is missing")
     if which not in (None, "best") and not which.isdecimal():
@@ -123,18 +118,13 @@ def help_for(argv: Sequence[str]) -> str | None:
     found = _define_flags([])
     modes = [f"  {name:13s}{about}" for name, (_, about) in MODES.items()]
     shown = [f"  --{name:21s}{found[name].help}" for name in found if name != "config"]
-    return "\n".join(
-        (
-            f"{_HELP}\nModes:",
-            *modes,
-            "\nFlags:",
-            *shown,
-            "\nSettings: --config.KEY=VALUE, such as --config.flow.step_size=0.1. --help=KEY, "
-            "--help=SECTION or\n--help=WORD explains them. Variants follow a colon: "
-            "--config=configs/digits.py:tiny runs\neverything in seconds.",
-            f"\nConfigs: {configs}",
-        )
+    about = (
+        "\nSettings: --config.KEY=VALUE, such as --config.flow.step_size=0.1. --help=KEY, "
+        "--help=SECTION or\n--help=WORD explains them. Variants follow a colon: "
+        "--config=configs/digits.py:tiny runs\neverything in seconds.\n"
     )
+    parts = [f"{_HELP}\nModes:", *modes, "\nFlags:", *shown, about, f"Configs: {configs}"]
+    return "\n".join(parts)
 
 
 def _define_flags(words: list[str]) -> flags.FlagValues:
@@ -158,10 +148,7 @@ def _define_flags(words: list[str]) -> flags.FlagValues:
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns the flag of the config file, which must come before others, and the other words.
-
-    A bare name is one of the project's own configs.
-    """
+    """Returns the flag of the config file, which may be a bare name, and the other words."""
     chosen, rest, words = list[str](), list[str](), iter(argv)
     for word in words:
         flag, equals, value = word.partition("=")

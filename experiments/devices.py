@@ -1,8 +1,4 @@
-"""Processes, devices and the precision of computations.
-
-Call `set_cpu_flags` before anything runs on a device, because XLA reads its flags only when its
-backend starts, and then `join`.
-"""
+"""Processes, devices and precision: `set_cpu_flags` comes first, and then `join`."""
 
 import contextlib
 import dataclasses
@@ -50,11 +46,7 @@ _parted = threading.Event()
 def join(
     distributed: bool, address: str | None, num_processes: int | None, process_id: int | None
 ) -> None:
-    """Joins the processes of a run, of which the first listens at the address, HOST:PORT.
-
-    If `distributed`, JAX detects missing values on TPU pods, SLURM and similar. If a process ends
-    without `part`, the others end in one line.
-    """
+    """Joins the processes of a run. If one of them ends without `part`, the others do as well."""
     given = (address, num_processes, process_id)
     if not distributed and given == (None, None, None):
         return
@@ -135,9 +127,9 @@ def set_options() -> None:
 def set_cpu_flags(
     environ: MutableMapping[str, str] = os.environ, *, bfloat16: bool = False
 ) -> bool:
-    """Sets flags in `XLA_FLAGS` if they are known to be safe, and returns whether it set one.
+    """Sets `XLA_FLAGS`, unless it is set, to flags known to be safe; returns whether it did.
 
-    The variable is not changed if it is set: `XLA_FLAGS= python ...` runs without the flags.
+    XLA reads it only when its backend starts.
     """
     if "XLA_FLAGS" in environ or not _is_within(_CPU_FLAG_VERSIONS):
         return False
@@ -170,7 +162,13 @@ def uses_onednn(environ: Mapping[str, str] = os.environ) -> bool:
 
 def resolved(settings: Settings) -> Settings:
     """Returns the settings with "auto" replaced: bfloat16 if it is fast here, or else float32."""
-    used, slow = settings.precision, _why_bfloat16_is_slow()
+    used, slow, backend = settings.precision, None, jax.default_backend()
+    if backend == "cpu" and not uses_onednn():
+        slow = why_not_onednn() or "the fast kernels were not switched on at the start"
+    if backend == "gpu":
+        major = getattr(jax.devices()[0], "compute_capability", "0").partition(".")[0]
+        if major.isdigit() and int(major) < 8:
+            slow = "the GPU is older than NVIDIA's Ampere generation"
     if used == "bfloat16" and slow:
         _warn(f"precision=bfloat16 is slower here than float32, because {slow}")
     automatic = "float32" if slow else "bfloat16"
@@ -178,17 +176,12 @@ def resolved(settings: Settings) -> Settings:
 
 
 def multiply_in(precision: str) -> None:
-    """Multiplies float32 arrays in a precision on this process's accelerators, if it has any.
-
-    By default they round the inputs of products: TPUs to bfloat16, and NVIDIA GPUs since Ampere to
-    TF32 ("tensorfloat32"), which has 10 bits of mantissa.
-    """
+    """Sets the precision of products of float32 arrays, which accelerators round by default."""
     if jax.default_backend() != "cpu":
         jax.config.update("jax_default_matmul_precision", precision)
 
 
-def num_cores() -> int:
-    """Returns the number of cores that this process may use."""
+def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -203,7 +196,7 @@ def environment(precision: str) -> dict[str, Any]:
         "fdrl_jax": fdrl_jax.__version__,
         **{name: importlib.metadata.version(name) for name in packages},
         "devices": f"{jax.device_count()} x {jax.local_devices()[0].device_kind}",
-        "cores": num_cores(),
+        "cores": _num_cores(),
         "precision": precision,
         "XLA_FLAGS": " ".join(flags),
     }
@@ -215,7 +208,7 @@ def describe_devices() -> str:
     kind = own.device_kind
     if own.platform == "cpu":
         notable = " ".join(name for name in _NOTABLE if name in _features())
-        kind = f"{kind} ({num_cores()} cores; {notable or 'features unknown'})"
+        kind = f"{kind} ({_num_cores()} cores; {notable or 'features unknown'})"
     limit = (own.memory_stats() or {}).get("bytes_limit")
     memory = f", {limit / 2**30:.0f} GiB each" if limit else ""
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
@@ -230,9 +223,10 @@ def _features() -> frozenset[str]:
 
 
 @functools.cache
-def _of_processor(names: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def _of_processor(names: str) -> str:
     with contextlib.suppress(OSError):  # Only Linux has this file.
-        if found := re.search(rf"^(?:{names})[ \t]*:(.*)", cpuinfo.read_text(), re.MULTILINE):
+        text = Path("/proc/cpuinfo").read_text()
+        if found := re.search(rf"^(?:{names})[ \t]*:(.*)", text, re.MULTILINE):
             return found[1].strip()
     return ""
 
@@ -240,18 +234,6 @@ def _of_processor(names: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 @functools.cache  # Once per process.
 def _warn(text: str) -> None:
     logging.getLogger("fdrl").warning(text)
-
-
-def _why_bfloat16_is_slow() -> str | None:
-    """Returns why bfloat16 is slower than float32 on the device, or `None` if it is not."""
-    backend = jax.default_backend()
-    if backend == "cpu" and not uses_onednn():
-        return why_not_onednn() or "the fast kernels were not switched on at the start"
-    if backend == "gpu":
-        major = getattr(jax.devices()[0], "compute_capability", "0").partition(".")[0]
-        if major.isdigit() and int(major) < 8:
-            return "the GPU is older than NVIDIA's Ampere generation"
-    return None
 
 
 def _is_within(versions: tuple[tuple[int, ...], tuple[int, ...]]) -> bool:
@@ -291,9 +273,7 @@ def local_part(array: np.ndarray) -> np.ndarray:
     """Returns the equal part of [N, ...] that this process computes: consecutive, in order."""
     size, rest = divmod(len(array), jax.process_count())
     if rest:
-        raise ValueError(
-            f"{len(array)} examples do not divide over {jax.process_count()} processes"
-        )
+        raise ValueError(f"{len(array)} examples, {jax.process_count()} processes")
     return array[jax.process_index() * size :][:size]
 
 

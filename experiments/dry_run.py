@@ -17,17 +17,13 @@ from experiments.evaluation import references
 from fdrl_jax.training import parallel
 
 _REPORT_SECONDS = 20.0  # For metrics and pictures, in addition to the samples.
-# The loss and its gradient process data and flowed samples, which is twice the batch of a flow
-# step, and differentiate with respect to the parameters as well as the input.
+# The loss has twice the batch of a flow step, and gradients of the parameters as well.
 _GRADIENT_IN_FLOW_STEPS = 3.0
 _MAX_FLOW_STEPS = 10  # A longer flow is not timed but estimated from this many steps.
 
 
 def dry_run(command: Command) -> None:
-    """Prints the time and memory of a run, its data, and settings that are not defaults.
-
-    Refuses what training would refuse. The memory is that which the compiler computes.
-    """
+    """Prints time, memory and data of a run, and its settings; refuses what training would."""
     wanted, source = train.settings_and_data(command)
     used = devices.resolved(wanted)
     devices.multiply_in(used.precision)
@@ -68,9 +64,8 @@ def dry_run(command: Command) -> None:
         needed = stats.argument_size_in_bytes + stats.temp_size_in_bytes + outputs
         memory = f"{needed / 2**20:,.1f} MiB"
     print(f"whole run: about {duration(compile_seconds + train_step * num_steps + evaluation)}")
-    print(
-        f"  {num_steps:,} training steps of {train_step:.3g} s: {duration(train_step * num_steps)}"
-    )
+    total = duration(train_step * num_steps)
+    print(f"  {num_steps:,} training steps of {train_step:.3g} s: {total}")
     print(f"  evaluation of {num:,} samples and report: {duration(evaluation)}")
     print(f"  first checkpoint: after {duration(first)}")
     if used.prior.name == "data_dependent":

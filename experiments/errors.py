@@ -8,7 +8,7 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """A mistake in a command, a config or a file. The message says what to do about it."""
+    """A mistake in a command, a config or a file; the message says what to do."""
 
     exit_code = 2  # Of the program.
 

@@ -1,7 +1,4 @@
-"""From settings and data to a network, its training step and, for a density ratio, its flow.
-
-Everything is built once, by `build` for a density ratio and by `classifier.build` for a classifier.
-"""
+"""From settings and data to a network, its training step and, for a density ratio, its flow."""
 
 import contextlib
 import dataclasses
@@ -40,8 +37,7 @@ class Training:
     network: Network
     constants: Constants
     output: str  # What the network returns: "ratio", "log_ratio" or "logits".
-    # The step of one replica of a number (`None`: all devices), which averages over the axis of
-    # `parallel`. Raises a UserError for a batch that does not divide.
+    # The step of one replica of a number (`None`: all devices).
     make_step: Callable[[int | None], TrainStep]
     denoiser: networks.Denoiser | None = None
     fitted: FittedPrior | None = None  # The data-dependent prior.
@@ -97,11 +93,8 @@ def build(
 ) -> Experiment:
     """Builds a density ratio; a UserError names settings that do not fit together.
 
-    Args:
-      settings: with `devices.resolved` and `for_shape` applied.
-      source: the data.
-      fitted: the data-dependent prior, or a function that fits it, for the number of classes, after
-        everything else was checked. Without it, a placeholder suffices to compile and time.
+    The prior may be fitted, by a function of the number of classes, after everything else was
+    checked. Without it, a placeholder suffices to compile and time.
     """
     with explained():
         num_of_classes = None
@@ -110,7 +103,13 @@ def build(
                 raise ValueError("network.by_class is not for flows that start from images")
             num_of_classes = count_classes(settings, source, "network.by_class")
         network = make_network(settings, source.event_shape, num_of_classes)
-        denoiser = _make_denoiser(settings, source.event_shape)
+        denoiser = None
+        if width := settings.network.denoiser_width:
+            if source.kind != "images" or not settings.data.dequantisation:
+                raise ValueError(
+                    "network.denoiser_width needs images and a data.dequantisation above 0"
+                )
+            denoiser = networks.Denoiser(width, dtype=_dtype(settings))
         method = FDRL(
             loss=settings.loss.name,
             divergence=settings.loss.divergence,
@@ -169,15 +168,13 @@ def for_shape(settings: Settings, event_shape: tuple[int, ...]) -> Settings:
 def make_network(
     settings: Settings, event_shape: tuple[int, ...], num_outputs: int | None = None
 ) -> Network:
-    """Builds the network of a run for examples of a shape.
-
-    `num_outputs` is the number of classes of a classifier, or of the density ratios of classes;
-    `None` is for one density ratio.
-    """
+    """Builds the network of a run; `num_outputs` is a number of classes, `None` one ratio."""
     options, name, dtype = settings.network, settings.network.name, _dtype(settings)
     kind = "images" if len(event_shape) == 3 else "points"
     if name == "auto":
-        name = "mlp" if kind == "points" else _for_image_size(max(event_shape[:2]))
+        size = max(event_shape[:2])  # The paper's networks are for images of 32, 64 and 128.
+        of_images = "resnet32" if size <= 48 else "resnet64" if size <= 96 else "resnet128"
+        name = "mlp" if kind == "points" else of_images
     if (name == "mlp") != (kind == "points"):
         fitting = "'mlp'" if kind == "points" else "a residual network such as 'resnet'"
         raise ValueError(f"network.name={name!r} does not fit {kind}; use {fitting}")
@@ -208,14 +205,6 @@ def count_classes(settings: Settings, source: Source, user: str) -> int:
             "sub-folders as classes, an npz with labels, or TFDS"
         )
     return len(source.classes)
-
-
-def _make_denoiser(settings: Settings, event_shape: tuple[int, ...]) -> networks.Denoiser | None:
-    if not (width := settings.network.denoiser_width):
-        return None
-    if len(event_shape) != 3 or not settings.data.dequantisation:
-        raise ValueError("network.denoiser_width needs images and a data.dequantisation above 0")
-    return networks.Denoiser(width, dtype=_dtype(settings))
 
 
 def _dtype(settings: Settings) -> str:
@@ -285,11 +274,7 @@ def with_class_weights(
     """Returns the experiment with a prior that draws samples of a class, if it is a mixture.
 
     The weights of class `y` are `p(m|y) ∝ w_m p(y|m)`, where `p(y|m)` is the mean of `p(y|x)` over
-    samples of the component. Other priors, and one with weights for each class, stay as they are.
-
-    Args:
-      model: the experiment.
-      classifier: images [B, H, W, C] in [-1, 1] to logits [B, classes].
+    samples of the component. Priors with weights for each class stay as they are.
     """
     arrays = model.constants.prior
     if "weights" not in arrays or np.ndim(arrays["weights"]) > 1 or len(arrays["weights"]) == 1:
@@ -320,38 +305,24 @@ def _prior(
     name = settings.prior.name
     if source.is_translation and name != "source":
         raise ValueError(
-            f"a translation starts from images, with prior.name='source', not {name!r}; to learn "
-            "one domain only, use data.name='folder'"
+            f"a translation starts from images, with prior.name='source', not {name!r}"
         )
     if name == "data_dependent":
         found = fitted(num_of_classes) if callable(fitted) else fitted
         found = found or prior.placeholder(settings.prior, source, num_of_classes)
-        return *_data_dependent(source, found), found
+        # Images are clipped to their range, as in the authors' code; points have no range.
+        arguments: dict[str, Any] = {"clip": [-1.0, 1.0] if source.kind == "images" else None}
+        made = priors.mixture(found.params, source.event_shape, **arguments)
+        return made, {"name": "mixture", **arguments}, found
     if name == "source":
         if source.starts is None:
             raise ValueError(
                 "prior.name='source' needs images to start from: data.name='pair', or "
                 "data.source_class and data.target_class"
             )
-        arguments: dict[str, Any] = {
-            "field": "source",
-            "dequantisation": settings.data.dequantisation,
-        }
+        arguments = {"field": "source", "dequantisation": settings.data.dequantisation}
         return priors.batch(**arguments), arguments, None
     shape: dict[str, Any] = {"event_shape": list(source.event_shape)}
     if name == "uniform":
         return priors.uniform(**shape), shape, None
     return priors.normal(**shape), shape, None
-
-
-def _data_dependent(source: Source, found: FittedPrior) -> tuple[Prior, dict[str, Any]]:
-    """Returns the fitted prior and its arguments, without its arrays."""
-    # Images are clipped to their range, as in the authors' code; points have no range.
-    arguments: dict[str, Any] = {"clip": [-1.0, 1.0] if source.kind == "images" else None}
-    made = priors.mixture(found.params, source.event_shape, **arguments)
-    return made, {"name": "mixture", **arguments}
-
-
-def _for_image_size(size: int) -> str:
-    """Returns the paper's network for the closest of its image sizes, 32, 64 and 128."""
-    return "resnet32" if size <= 48 else "resnet64" if size <= 96 else "resnet128"

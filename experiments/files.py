@@ -1,7 +1,6 @@
 """Atomic writes, JSON, hashes and locks."""
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -46,13 +45,13 @@ def unfinished_folder(parent: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically, in UTF-8 whatever the locale."""
+    """Writes a text file in UTF-8, whatever the locale."""
     with replacing(path) as file:
         file.write(text.encode(errors="backslashreplace"))  # File names need not be UTF-8.
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file atomically."""
+    """Writes a JSON file."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -91,20 +90,12 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
     """Reads the named arrays, or all, of an `.npz`; a UserError names a damaged file."""
-    with _of_arrays(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in names or arrays.files}
-
-
-@contextlib.contextmanager
-def _of_arrays(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; it must be an .npz file")
     try:
-        yield
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names or arrays.files}
     except Exception as error:  # zipfile, zlib and NumPy raise dozens of types of errors.
-        # Seeking to a place that a damaged file names is an invalid argument, not a failing disk.
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise
         text = f"{path}: not a readable .npz of plain arrays: {first_line(error)}"
         raise UserError(text) from error
 
@@ -136,10 +127,7 @@ def sha256_of_arrays(tree: Any) -> str:
 
 @contextlib.contextmanager
 def locked(file: Path, guarded: str) -> Iterator[None]:
-    """Holds a lock on a file, which the system releases when this process ends, even by a crash.
-
-    A UserError says that another process uses what is `guarded`.
-    """
+    """Locks a file until this process ends; a UserError says who uses what is `guarded`."""
     handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     with os.fdopen(handle, "r+", errors="replace") as stream:
         try:

@@ -34,9 +34,8 @@ def writer(
             try:
                 from tensorboardX import SummaryWriter
             except ImportError:
-                raise UserError(
-                    "log.tensorboard needs tensorboardX: pip install -e '.[tensorboard]'"
-                ) from None
+                needed = "log.tensorboard needs tensorboardX: pip install -e '.[tensorboard]'"
+                raise UserError(needed) from None
             folder = str(root / "tensorboard")
             events = stack.enter_context(SummaryWriter(folder, purge_step=resume_step + 1))
 
@@ -58,14 +57,14 @@ def read(path: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
         try:
             record = json.loads(line)
-            if not isinstance(record["step"], int):
-                raise ValueError
-            if not all(isinstance(v, int | float | None) for v in record.values()):
-                raise ValueError
+            is_good = isinstance(record["step"], int) and all(
+                isinstance(value, int | float | None) for value in record.values()
+            )
         except (ValueError, TypeError, KeyError):
-            number_bad += 1
-        else:
+            is_good = False
+        if is_good:
             records.append(record)
+        number_bad += not is_good
     if number_bad:
         logging.getLogger("fdrl").warning("%s: %d damaged lines are skipped", path, number_bad)
     return records

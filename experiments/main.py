@@ -37,10 +37,9 @@ def main(argv: Sequence[str]) -> None:
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and not str(error).startswith(_OF_ENVIRONMENT):
                 raise
-            raise UserError(
-                f"{first_line(error)[:200]}. If memory is short, try a smaller network.width, "
-                "train.batch_size or evaluate.batch_size, or network.remat=True"
-            ) from error
+            advice = "try a smaller network.width or batch_size, or network.remat=True"
+            text = f"{first_line(error)[:200]}. If memory is short, {advice}"
+            raise UserError(text) from error
 
 
 def _start(command: "Command") -> None:

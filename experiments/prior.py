@@ -1,7 +1,7 @@
 """The data-dependent prior, which is fitted once when a run is created and then stored with it."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,10 +37,7 @@ class FittedPrior(NamedTuple):
 
 
 def fit_to(source: Source, wanted: Prior, num_classes: int | None) -> FittedPrior:
-    """Fits the prior that the settings describe to the training data, without noise (eq. 8).
-
-    A UserError names a class without examples, and a ValueError explains too many clusters.
-    """
+    """Fits the prior that the settings describe to the training data, without noise (eq. 8)."""
     num, rank = choose(wanted, source, num_classes)
     labels, limit = None, None
     if num > 1 or num_classes:
@@ -52,7 +49,13 @@ def fit_to(source: Source, wanted: Prior, num_classes: int | None) -> FittedPrio
         source.train_batches(limit), "fitting the prior", leave=False, unit="batch", disable=hidden
     )
     counts: list[int] = []
-    data: Any = _counted(batches, counts)
+
+    def counted() -> Iterator[np.ndarray]:
+        for batch in batches:
+            counts.append(len(batch))
+            yield batch
+
+    data: Any = counted()
     if num > 1 or num_classes:
         data = np.concatenate(list(data))
     if num_classes and source.labels is not None:
@@ -81,12 +84,6 @@ def choose(wanted: Prior, source: Source, num_classes: int | None) -> tuple[int,
         rank=wanted.rank or None,
         num_classes=num_classes,
     )
-
-
-def _counted(batches: Iterable[np.ndarray], counts: list[int]) -> Iterator[np.ndarray]:
-    for batch in batches:
-        counts.append(len(batch))
-        yield batch
 
 
 def placeholder(wanted: Prior, source: Source, num_classes: int | None) -> FittedPrior:

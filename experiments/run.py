@@ -93,10 +93,7 @@ class Run:
         return references.load(file)
 
     def checkpoints(self, keep: int | None = None) -> Checkpoints:
-        """Opens the checkpoints in a `with` statement, for reading or, with the lock, for saving.
-
-        For saving, `keep` is the number of the newest that are kept.
-        """
+        """Opens the checkpoints for reading or, with the lock, for saving, which keeps some."""
         folder = self.root / "checkpoints"
         return Checkpoints(folder, self.id, keep or 1, read_only=keep is None)
 
@@ -105,9 +102,8 @@ class Run:
         with self.checkpoints() as store:
             found = store.restore(template, which)
         if found is None:
-            raise UserError(
-                f"no checkpoint in {self.root}; train first, with --mode={_MODES[self.kind]}"
-            )
+            verb = f"train first, with --mode={_MODES[self.kind]}"
+            raise UserError(f"no checkpoint in {self.root}; {verb}")
         return found
 
     def digest(self, state: TrainState) -> str:
@@ -125,7 +121,7 @@ class Run:
         return wanted
 
     def warn_of_changes(self, precision: str) -> None:
-        """Warns if results may differ in the last digits from those of an uninterrupted run."""
+        """Warns if the last digits may differ from those of an uninterrupted run."""
         then, now = self.environment, devices.environment(precision)
         changed = [f"{k} {now[k]} (was {then.get(k)})" for k in now if now[k] != then.get(k)]
         if changed and devices.is_first_process():
@@ -139,11 +135,8 @@ class Run:
         differing = [key for key in now if now[key] != self.data[key]]
         if differing == ["fingerprint"]:
             # Only a warning, because modification times also change when a folder is copied.
-            logging.getLogger("fdrl").warning(
-                "the images of %s have other sizes or modification times than when the run was "
-                "created",
-                source.name,
-            )
+            text = "the images of %s have other sizes or modification times than at creation"
+            logging.getLogger("fdrl").warning(text, source.name)
         elif differing:
             raise UserError(
                 "images or labels were added, removed, renamed or replaced since the run "
@@ -198,10 +191,9 @@ def describe_data(source: Source) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked_folder(root: Path, *, creates: bool = True) -> Iterator[None]:
-    """Creates the folder of a run and locks it against other trainings, on the first process.
+    """Creates the folder of a run and locks it; removes a new one if the command is rejected.
 
-    If the command is rejected, a new folder is removed again. If the command creates no run, one
-    must exist there.
+    Only the first process does. Unless the command `creates` runs, one must exist there.
     """
     if set("[]*?\\") & set(str(root.absolute())):
         raise UserError(f"--workdir={root}: Orbax cannot read paths with one of []*?\\")
@@ -232,10 +224,7 @@ def create(
     fitted: FittedPrior | None,
     command: str,
 ) -> Run:
-    """Creates a run, on the first process, whose prior is that of all. All must call this.
-
-    The caller must hold `locked_folder`.
-    """
+    """Creates a run, on the first process, in a `locked_folder`. All processes must call this."""
     check_free(root, wanted)
     if devices.is_first_process():
         if fitted is not None:
@@ -267,10 +256,7 @@ def check_free(root: Path, wanted: Settings) -> None:
     if (root / "checkpoints").exists():
         raise UserError(f"--workdir={root} contains checkpoints but no run.json; restore that file")
     if contains(wanted.data, root):
-        raise UserError(
-            f"--workdir={root} is in the folder of the data, which would then contain the pictures "
-            "of the run; choose a folder elsewhere"
-        )
+        raise UserError(f"--workdir={root} is in the folder of the data; choose one elsewhere")
 
 
 def exists(root: Path) -> bool:
@@ -292,10 +278,7 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
 
 
 def check_agreed(content: Any) -> None:
-    """Raises a UserError unless all processes of the run have the same content. All must call it.
-
-    It is called once before anything is written or drawn, with everything that decides results.
-    """
+    """Raises a UserError unless all processes, which must call this, have the same content."""
     if not devices.same_on_all_processes(sha256_of_json(content)):
         raise UserError(
             "the processes of the run have different settings, data, versions, checkpoints or "
@@ -331,11 +314,7 @@ def open_checkpoint(command: Command) -> Opened:
 
 
 def key_of(opened: Opened, num_samples: int | None, **more: Any) -> Key:
-    """Returns everything that determines a record, as values for JSON.
-
-    `num_samples` is `None` if the record does not depend on it; `more` are its further inputs, such
-    as a classifier's digest.
-    """
+    """Returns everything that determines a record, such as the digest of a classifier."""
     return {
         "run": opened.run.id,
         "step": opened.step,

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import classifier, devices, draw, experiment, log, prior, run, settings
-from experiments.checkpoints import Checkpoints, Restored, Window
+from experiments.checkpoints import Restored, Window
 from experiments.command import Command
 from experiments.data import Source, load
 from experiments.errors import DivergedError, StoppedError, UserError
@@ -42,10 +42,7 @@ _VOTES_UNDER_WAY = 2
 
 
 def train(command: Command) -> None:
-    """Trains a density ratio, evaluates the last state and writes the report.
-
-    Resumes from the newest checkpoint, if there is one. A finished run is not changed.
-    """
+    """Trains a density ratio, or resumes, evaluates the last state and writes the report."""
     with run.locked_folder(command.folder, creates=command.config is not None):
         opened, model = open_or_create(command)
         last = fit(model, opened)
@@ -63,19 +60,15 @@ def train_classifier(command: Command) -> None:
         if not devices.is_first_process():
             return
         found = classifier.write_accuracy(opened, model, state)
-        print(
-            f"  accuracy on {found['num_images']:,} held-out images: {found['clean_accuracy']:.2%}"
-        )
+        of = f"on {found['num_images']:,} held-out images"
+        print(f"  accuracy {of}: {found['clean_accuracy']:.2%}")
         if epsilon := found["robust_at_epsilon"]:
             print(f"  under attack, L2 distance {epsilon:g}: {found['robust_accuracy']:.2%}")
         print(f"classifier: --classifier={shlex.quote(str(opened.root))}")
 
 
 def open_or_create(command: Command, kind: Kind = "ratio") -> tuple[Run, Any]:
-    """Opens the run of a command for training, or creates it, and builds what it trains.
-
-    The caller must hold its lock. Everything is checked before anything is written.
-    """
+    """Opens or creates a locked run and builds what it trains; checks before it writes."""
     opened = run.open_run(command.folder, kind) if run.exists(command.folder) else None
     wanted, source = settings_and_data(command, opened)
     used = devices.resolved(wanted)
@@ -124,30 +117,24 @@ def settings_and_data(command: Command, opened: Run | None = None) -> tuple[Sett
 
 def check(wanted: Settings, source: Source) -> None:
     """Checks what the training of a density ratio would otherwise find after some time."""
-    every = wanted.evaluate.every_steps
-    if every and source.kind == "images" and source.num_held_out < 2:
-        raise UserError(
-            f"evaluate.every_steps={every}: the metric needs at least 2 held-out images, and the "
-            "data have one; set it to 0"
-        )
+    if wanted.evaluate.every_steps and source.kind == "images" and source.num_held_out < 2:
+        raise UserError("the metric of evaluate.every_steps needs at least 2 held-out images")
     if weights := wanted.evaluate.inception_weights:
         inception.describe(weights)  # Raises an error if something is missing.
 
 
 def _fit_prior(wanted: Settings, source: Source, num_classes: int | None) -> FittedPrior:
-    started = time.perf_counter()
     fitted = prior.fit_to(source, wanted.prior, num_classes)
     if devices.is_first_process():
-        print(f"{prior.describe(fitted)}, {time.perf_counter() - started:.1f} s")
+        print(prior.describe(fitted))
     return fitted
 
 
 def fit(training: Training, opened: Run) -> Restored:
-    """Trains from the newest checkpoint of a run, or from the start, to the last step.
+    """Trains from the newest checkpoint of a locked run, or from the start, to the last step.
 
-    The caller must hold the run's lock. Returns the last state as it would be restored. May raise
-    `DivergedError` and `StoppedError`; saved checkpoints remain. Metrics, snapshots and checkpoints
-    do not depend on where a run was interrupted.
+    Metrics, snapshots and checkpoints do not depend on where a run was interrupted. May raise
+    `DivergedError` and `StoppedError`; saved checkpoints remain.
     """
     wanted, last = training.settings, training.settings.train.num_steps
     with StopSignals() as stop, opened.checkpoints(wanted.checkpoint.keep) as store:
@@ -168,10 +155,11 @@ def fit(training: Training, opened: Run) -> Restored:
                 store.save(parallel.unreplicate(state), window)
                 saved = step
 
+        hidden = step >= last or not devices.is_first_process()
         with (
             log.writer(opened.root, step, tensorboard=wanted.log.tensorboard) as write,
             training.open_feed(step) as take,
-            _progress(step, last) as bar,
+            tqdm(total=last, initial=step, unit="step", desc="compiling", disable=hidden) as bar,
         ):
             while True:
                 due = _due(wanted, step)
@@ -181,7 +169,12 @@ def fit(training: Training, opened: Run) -> Restored:
                     if trouble := find_trouble(step, values, training.output, wanted):
                         write(step, recent.summary(wanted, step))
                         store.wait()
-                        raise DivergedError(f"training diverged: {trouble}; {_advice(store)}")
+                        kept = f"step {store.steps()[-1]}" if store.steps() else "no step"
+                        raise DivergedError(
+                            f"training diverged: {trouble}; {kept} is saved. Resume with a smaller "
+                            "--config.optimizer.learning_rate, or train anew with "
+                            "loss.gradient_penalty=1, a smaller flow.step_size or loss.name=lr"
+                        )
                     store.check_saved()
                 if stopping and step < last:
                     # Before what is due, which may take longer than the system waits.
@@ -248,8 +241,7 @@ class _Recent:
     def add(self, count: int, metrics: dict[str, jax.Array]) -> None:
         self._parts.append((count, metrics))
         if len(self._parts) > 1:
-            # At most two dispatches are queued: more would fill the memory with batches, and a run
-            # that should stop would have to wait for them.
+            # At most two dispatches are queued: a run that should stop waits for them.
             jax.block_until_ready(self._parts[-2][1])
 
     def values(self) -> dict[str, np.ndarray]:
@@ -282,7 +274,6 @@ class _Samples:
         return self._draw(variables, constants, {"refined": num})["refined"]
 
     def write_snapshot(self, step: int, state: Any, constants: Any) -> None:
-        """Writes samples, for the picture of the course of training."""
         samples = self._drawn(state, constants, draw.num_snapshot(self._model))
         if devices.is_first_process():
             self._run.snapshots.mkdir(exist_ok=True)
@@ -290,7 +281,6 @@ class _Samples:
                 np.savez_compressed(file, arr_0=samples)
 
     def metric(self, state: Any, constants: Any) -> Metric:
-        """Computes the cheap metric of samples."""
         num_samples = min(_MONITORED, self._model.settings.evaluate.num_samples)
         return self._metric_of(self._drawn(state, constants, num_samples))
 
@@ -313,10 +303,7 @@ def _is_better(metric: Metric, best: dict[str, Any] | None) -> bool:
 def find_trouble(
     step: int, values: dict[str, np.ndarray], output: str, wanted: Settings
 ) -> str | None:
-    """Returns a message about the first metric that exceeded its limits, or `None`.
-
-    Values are those at the steps up to `step`, [T] each; `output` is what the network returns.
-    """
+    """Returns a message about the first value beyond its limits, [T] up to `step`, or `None`."""
     kind = "log ratio" if output == "log_ratio" else "ratio"
     most = wanted.train.max_log_ratio if kind == "log ratio" else _MAX_RATIO
     limits = dict.fromkeys(("loss", "grad_norm", "drift_norm"), np.inf)
@@ -331,21 +318,6 @@ def find_trouble(
     return None
 
 
-def _advice(store: Checkpoints) -> str:
-    saved = store.steps()
-    kept = f"step {saved[-1]} is saved" if saved else "no step is saved"
-    return (
-        f"{kept}. Resume with a smaller --config.optimizer.learning_rate, or train anew with "
-        "loss.gradient_penalty=1, a smaller flow.step_size or loss.name=lr"
-    )
-
-
-def _progress(step: int, last: int) -> tqdm:
-    hidden = step >= last or not devices.is_first_process()
-    described = {"total": last, "initial": step, "unit": "step", "desc": "compiling"}
-    return tqdm(**described, smoothing=0.1, disable=hidden)
-
-
 def _shown(record: log.Record) -> str:
     """Describes progress. The loss of a good ratio hardly moves, but the drift does."""
     name = "drift_norm" if "drift_norm" in record else "accuracy"
@@ -353,10 +325,9 @@ def _shown(record: log.Record) -> str:
 
 
 class StopSignals:
-    """Handles SIGTERM, which clusters send some time before they kill a process, Ctrl-C and SIGHUP.
+    """Handles SIGTERM, Ctrl-C and SIGHUP: the first one saves and stops, a second one kills.
 
-    After the first signal, the loop saves and stops at the next step boundary; a second one ends
-    the process at once. A signal to one of several processes suffices: they vote at each dispatch.
+    A signal to one of several processes suffices: they vote at each dispatch.
     """
 
     def __init__(self) -> None:

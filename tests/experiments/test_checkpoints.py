@@ -4,6 +4,7 @@ import errno
 import gc
 import os
 import shutil
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -184,25 +185,11 @@ def test_incomplete_checkpoints_are_reported_and_do_not_hinder_a_run(two, caplog
     assert len(list(two.glob("damaged_*"))) == 2
 
 
-@pytest.mark.parametrize("action", ["restore", "save"])
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (OSError(errno.EIO, "x"), errno.EIO),
-        (OSError(errno.ENOSPC, "x"), errno.ENOSPC),
-        (PermissionError(errno.EACCES, "x"), errno.EACCES),
-        (ValueError("INTERNAL: ... [os_error_code='116']"), errno.ESTALE),
-    ],
-)
-def test_a_disk_that_fails_is_not_damage(two, monkeypatch, action, error, code):
-    def fail(*args, **kwargs):
-        raise error
-
+def test_a_disk_that_fails_is_not_damage(two, monkeypatch):
     with opened(two) as store, monkeypatch.context() as patched:
-        patched.setattr(store._manager, action, fail)
-        with pytest.raises(OSError, match=r".") as caught:
-            store.restore(state_at(0)) if action == "restore" else store.save(state_at(3))
-    assert caught.value.errno == code
+        patched.setattr(store._manager, "restore", Mock(side_effect=OSError(errno.EIO, "x")))
+        with pytest.raises(OSError, match="x"):
+            store.restore(state_at(0))
     assert sorted(path.name for path in two.iterdir()) == ["1", "2"]
     assert is_equal(restore(two), state_at(2))
 

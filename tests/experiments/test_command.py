@@ -37,7 +37,7 @@ SWISSROLL = f"--config={ROOT / 'configs' / 'swissroll.py'}"
         ([f"{SWISSROLL}:huge"], "unknown variant 'huge'"),
         (["--mode=smaple"], "--mode=smaple is unknown; did you mean 'sample'? Allowed: train, "),
         (["--mode=0"], "--mode=0 is unknown. Allowed: train, "),
-        (["--mode=sample", SWISSROLL], "opens an existing run, which keeps its own"),
+        (["--mode=sample", SWISSROLL], "opens a run, which keeps its settings"),
         (["--workdirs=w"], "unknown flag --workdirs; did you mean 'workdir'?"),
         (["--mode=sample", "--num_samples=0"], "flag --num_samples=0: 0 is not a positive integer"),
         (["--mode=sample", "--checkpoint=last"], "must be the step of a checkpoint, or best"),
