@@ -155,15 +155,11 @@ class Run:
 
     def read_snapshots(self, up_to_step: int) -> list[tuple[int, np.ndarray]]:
         """Reads the snapshots (samples during training) up to a step, in order."""
-        found = [(int(p.stem), p) for p in self.snapshots.glob("*.npz") if p.stem.isdecimal()]
         read: list[tuple[int, np.ndarray]] = []
-        for step, path in sorted(item for item in found if item[0] <= up_to_step):
-            try:
-                array = files.read_npz(path, "arr_0")["arr_0"]
-            except UserError as error:
-                logging.getLogger("fdrl").warning("%s", error)
-            else:
-                read += [(step, array)] if not read or array.shape == read[0][1].shape else []
+        for path in sorted(self.snapshots.glob("*.npz")):
+            array = files.read_npz(path, "arr_0")["arr_0"]
+            is_alike = not read or array.shape == read[0][1].shape
+            read += [(int(path.stem), array)] if is_alike and int(path.stem) <= up_to_step else []
         return read
 
     def newest_evaluation(self, key: Key) -> dict[str, Any] | None:
