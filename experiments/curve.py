@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from experiments import devices, draw, pictures, run
 from experiments.command import Command
@@ -29,8 +28,6 @@ def curve(command: Command) -> None:
     num, is_first = draws.num_read(opened.run.metric_reference, wanted), devices.is_first_process()
     if num < 2:
         raise UserError(f"a metric needs at least 2 samples, got --num_samples={num}")
-    if num < wanted and is_first:
-        print(f"the metric reads {num:,} samples, so no more are drawn")
     lengths = choose_lengths(flow.num_steps, flow.num_refine_steps)
     points = []
     for length, metric in over_length(opened, lengths, num):
@@ -64,15 +61,11 @@ def choose_lengths(num_steps: int, num_refine_steps: int) -> tuple[int, ...]:
 def over_length(
     opened: Opened, lengths: tuple[int, ...], num_samples: int
 ) -> Iterator[tuple[int, Metric]]:
-    """Computes the metric at several increasing lengths of one flow.
-
-    All samples advance together from one length to the next, so every step is computed only once.
-    """
+    """Computes the metric at several increasing lengths of one flow, each step only once."""
     model, key = opened.experiment, opened.experiment.root_key
     stride = math.gcd(*lengths) or 1
-    advance = parallel.map_sampler(
-        samplers.make_segment(model.problem, num_steps=stride), num_shared=1
-    )
+    segment = samplers.make_segment(model.problem, num_steps=stride)
+    advance = parallel.map_sampler(segment, num_shared=1)
     variables, constants = draw.on_devices(model, opened.state)
     size = draw.batch_size(model, num_samples)
     # All batches have one size; the last one repeats the last sample.
@@ -83,20 +76,12 @@ def over_length(
     denoise = jax.jit(model.problem.denoise) if model.problem.denoise else lambda _, x: x
     of_sampling = model.sampling_variables(opened.state)
     metric_of = draws.cheap_metric(opened.run.metric_reference)
-    bar = tqdm(
-        total=lengths[-1] * len(batches),
-        unit="step",
-        desc="flowing",
-        disable=not devices.is_first_process(),
-    )
-    with bar:
-        for done, length in itertools.pairwise((0, *lengths)):
-            for i, positions in enumerate(batches):
-                for first_step in range(done, length, stride):
-                    batch = {**draw.batch_at(model, positions), "x": points[i]}
-                    part = parallel.shard({k: devices.local_part(v) for k, v in batch.items()})
-                    moved = advance(key, variables, constants, part, first_step)
-                    points[i] = np.asarray(parallel.gather(moved))
-                    bar.update(stride)
-            finished = [np.asarray(denoise(of_sampling, x)) for x in points] if length else points
-            yield length, metric_of(np.concatenate(finished)[:num_samples])
+    for done, length in itertools.pairwise((0, *lengths)):
+        for i, positions in enumerate(batches):
+            for first_step in range(done, length, stride):
+                batch = {**draw.batch_at(model, positions), "x": points[i]}
+                part = parallel.shard({k: devices.local_part(v) for k, v in batch.items()})
+                moved = advance(key, variables, constants, part, first_step)
+                points[i] = np.asarray(parallel.gather(moved))
+        finished = [np.asarray(denoise(of_sampling, x)) for x in points] if length else points
+        yield length, metric_of(np.concatenate(finished)[:num_samples])

@@ -13,19 +13,12 @@ from experiments.experiment import Experiment
 from fdrl_jax.training import parallel, samplers
 from fdrl_jax.training.state import TrainState
 
-_SMALLEST_RATIO = 1e-6
-
 # `(variables, constants, {stage: number of samples}) -> {stage: samples [number, ...]}`.
 Draw = Callable[..., dict[str, np.ndarray]]
 
 
 def make(model: Experiment, stages: Sequence[str] = ("refined",)) -> Draw:
-    """Returns the function that draws the first samples of an experiment over all devices.
-
-    Its variables and constants are those of `on_devices`. It returns as many samples of each of
-    the `stages` "prior", "bridged" and "refined" as it is asked for, on the host; others never
-    leave a device. It is compiled once for each size of a batch.
-    """
+    """Returns the function that draws the first samples of the stages over all devices."""
     mapped = parallel.map_sampler(samplers.make_sampler(model.problem, stages))
 
     def draw(
@@ -33,7 +26,7 @@ def make(model: Experiment, stages: Sequence[str] = ("refined",)) -> Draw:
     ) -> dict[str, np.ndarray]:
         num = max(keep.values())
         size = batch_size(model, num)
-        kept: dict[str, np.ndarray] = {}
+        parts: dict[str, list[np.ndarray]] = {}
         with tqdm(total=num, unit="sample", disable=not progress, desc="sampling") as bar:
             for offset in range(0, num, size):
                 # The last batch is as large as the others, so that only one program is compiled. It
@@ -41,39 +34,27 @@ def make(model: Experiment, stages: Sequence[str] = ("refined",)) -> Draw:
                 numbers = np.minimum(np.arange(offset, offset + size, dtype=np.int32), num - 1)
                 batch = batch_at(model, devices.local_part(numbers))
                 found = mapped(model.root_key, variables, constants, parallel.shard(batch))
-                for stage in [stage for stage in keep if offset < keep[stage]]:
-                    values = np.asarray(parallel.gather(found[stage]))
-                    if stage not in kept:
-                        kept[stage] = np.empty((keep[stage], *values.shape[1:]), values.dtype)
-                    rows = kept[stage][offset : offset + size]
-                    rows[:] = values[: len(rows)]
+                for stage in keep:
+                    if offset < keep[stage]:  # Other samples never leave a device.
+                        values = np.asarray(parallel.gather(found[stage]))
+                        parts.setdefault(stage, []).append(values[: keep[stage] - offset])
                 bar.update(min(size, num - offset))
-        return kept
+        return {stage: np.concatenate(values) for stage, values in parts.items()}
 
     return draw
 
 
 def on_devices(model: Experiment, state: TrainState) -> tuple[Any, Any]:
     """Returns the variables and constants of a mapped sampler, on the devices."""
-    variables = model.sampling_variables(state)
-    return parallel.replicate(variables), parallel.replicate(model.constants)
+    return parallel.replicate(model.sampling_variables(state)), parallel.replicate(model.constants)
 
 
 def sample_state(
-    model: Experiment,
-    state: TrainState,
-    num_samples: int,
-    *,
-    num_prior: int = 0,
-    num_bridged: int = 0,
+    model: Experiment, state: TrainState, num: int, *, num_prior: int = 0, num_bridged: int = 0
 ) -> Samples:
-    """Draws samples of a train state (one replica).
-
-    Of the same samples, `num_prior` are kept where they start and `num_bridged` after K steps; both
-    are at most `num_samples`, which may be 0 if only the start is wanted.
-    """
-    keep = {"prior": num_prior, "bridged": num_bridged, "refined": num_samples}
-    keep = {stage: num for stage, num in keep.items() if num}
+    """Draws samples of a train state (one replica), and keeps so many of each stage."""
+    wanted = zip(Samples._fields, (num_prior, num_bridged, num), strict=True)
+    keep = {stage: count for stage, count in wanted if count}
     arrays, progress = on_devices(model, state), devices.is_first_process()
     drawn = make(model, list(keep))(*arrays, keep, progress=progress)
     none = np.empty((0, *model.source.event_shape), np.float32)
@@ -81,10 +62,7 @@ def sample_state(
 
 
 def paths(model: Experiment, state: TrainState, num_samples: int) -> np.ndarray:
-    """Returns the first samples on their way, `x_0 ... x_{K+κ}`, [K + κ + 1, num_samples, ...].
-
-    These are fewer if there are fewer images to start from.
-    """
+    """Returns the first samples on their way, `x_0 ... x_{K+κ}`, [K + κ + 1, num_samples, ...]."""
     draw = jax.jit(samplers.make_path_sampler(model.problem))
     batch = batch_at(model, np.arange(available(model, num_samples), dtype=np.int32))
     return np.asarray(draw(model.root_key, model.sampling_variables(state), model.constants, batch))
@@ -103,10 +81,7 @@ def num_snapshot(model: Experiment) -> int:
 
 
 def batch_at(model: Experiment, positions: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the batch that the sampler reads for the samples at these positions.
-
-    It may have the images to start from, held-out images first, and the classes.
-    """
+    """Returns the batch that the sampler reads: positions, images to start from and classes."""
     batch = {"position": positions}
     if model.source.starts is not None:
         batch["source"] = model.source.starts(positions)
@@ -120,9 +95,8 @@ def labels_at(model: Experiment, positions: np.ndarray) -> dict[str, Any]:
 
 def batch_size(model: Experiment, num_samples: int) -> int:
     """Returns the number of samples per batch, which is a multiple of the number of devices."""
-    num_replicas = jax.device_count()
     wanted = min(model.settings.evaluate.batch_size, num_samples)
-    return -(-wanted // num_replicas) * num_replicas
+    return -(-wanted // jax.device_count()) * jax.device_count()
 
 
 def make_log_ratio(model: Experiment, state: TrainState) -> Callable[[np.ndarray], np.ndarray]:
@@ -131,10 +105,8 @@ def make_log_ratio(model: Experiment, state: TrainState) -> Callable[[np.ndarray
     apply = jax.jit(model.problem.estimator.apply)
 
     def log_ratio(x: np.ndarray) -> np.ndarray:
-        out = np.asarray(apply(variables, x))
-        if model.problem.method.output == "log_ratio":
-            return out
+        out, is_log = np.asarray(apply(variables, x)), model.problem.method.output == "log_ratio"
         # An unconstrained ratio may be negative, and then has no logarithm.
-        return np.log(np.maximum(out, _SMALLEST_RATIO))
+        return out if is_log else np.log(np.maximum(out, 1e-6))
 
     return log_ratio

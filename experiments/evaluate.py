@@ -1,7 +1,4 @@
-"""Evaluates a checkpoint of a run: metrics next to those of the prior and of real data, a report.
-
-The metrics of a checkpoint with the same settings are computed once; the same command finds them.
-"""
+"""Evaluates a checkpoint of a run: metrics next to those of the prior and real data, a report."""
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
@@ -21,44 +18,29 @@ from experiments.errors import UserError
 from experiments.evaluation import Evaluation, Samples, draws, inception, metrics
 from experiments.evaluation.images import evaluate_images
 from experiments.evaluation.points import MAX_POINTS, evaluate_points
-from experiments.evaluation.references import ImageReference
-from experiments.evaluation.spaces import Classifier
+from experiments.evaluation.references import Classifier, ImageReference
 from experiments.evaluation.translation import MAX_IMAGES, evaluate_translation
 from experiments.files import read_sealed, unfinished_folder, write_sealed
 from experiments.run import Opened, Run, key_of, name_of, open_checkpoint
 from experiments.settings import Settings
 
-# Passes over the training images, in batches [B, H, W, C].
-_Passes = Callable[[], Iterator[np.ndarray]]
+_Passes = Callable[[], Iterator[np.ndarray]]  # Over the training images, [B, H, W, C].
 
 
 def evaluate_run(command: Command) -> None:
     """Evaluates a checkpoint of a run, unless it was evaluated before, and writes its report."""
-    evaluate(
-        open_checkpoint(command),
-        num_samples=command.num_samples,
-        classifier=command.classifier,
-    )
+    evaluate(open_checkpoint(command), command.num_samples, command.classifier)
 
 
 def evaluate(
-    opened: Opened,
-    *,
-    num_samples: int | None = None,
-    classifier: str = "",
-    live: Source | None = None,
+    opened: Opened, num_samples: int | None = None, classifier: str = "", live: Source | None = None
 ) -> None:
-    """Writes and prints the metrics of a state of a run, and its report.
-
-    The training data are `live` if they are open already. Everything that may be missing is looked
-    for before any sample is drawn.
-    """
+    """Writes and prints metrics and report of a state; training data are `live` if open already."""
     settings, data = opened.experiment.settings, opened.experiment.source
-    num = num_samples or settings.evaluate.num_samples
+    num, is_first = num_samples or settings.evaluate.num_samples, devices.is_first_process()
     if num < 2:
         raise UserError(f"metrics need at least 2 samples, got --num_samples={num}")
-    judge = network = train_batches = None
-    reason = ""
+    judge = network = None
     versions = {name: version(name) for name in ("jax", "numpy", "scipy", "pillow")}
     versions |= {"fdrl_jax": fdrl_jax.__version__, "python": platform.python_version()}
     details: dict[str, Any] = {"precision": settings.precision, "versions": versions}
@@ -71,8 +53,7 @@ def evaluate(
     if weights := settings.evaluate.inception_weights:
         details["inception"] = inception.describe(weights)
         network = inception.load(weights)
-    if devices.is_first_process():
-        train_batches, reason = _train_batches(opened, live)
+    train_batches, reason = _train_batches(opened, live) if is_first else (None, "")
     key = key_of(
         opened,
         num,
@@ -83,17 +64,16 @@ def evaluate(
     folder = opened.run.evaluations / name_of(opened, key)
     file = folder / "record.json"
     if devices.first_process_says(file.is_file()):
-        if devices.is_first_process():
-            record = read_sealed(file)
+        if is_first:
             print(f"already evaluated: step {opened.step:,}")
-            _finish(opened.run, record, folder)
+            _finish(opened.run, read_sealed(file), folder)
         return
     samples = _draw(opened, num)
-    if not devices.is_first_process():
+    if not is_first:
         return
     found = _score(opened, samples, train_batches, judge, network)
     details |= {**found.record, "num_samples": len(samples.refined)}
-    details["skipped"] += [reason] if reason else []
+    details["skipped"] += [reason] * bool(reason)
     record = {"key": key, "metrics": metrics.to_json(found.metrics), "details": details}
     opened.run.evaluations.mkdir(exist_ok=True)
     with unfinished_folder(opened.run.evaluations) as part:
@@ -158,10 +138,7 @@ def _finish(run: Run, record: Mapping[str, Any], folder: Path) -> None:
 
 
 def _train_batches(opened: Opened, live: Source | None) -> tuple[_Passes | None, str]:
-    """Returns passes over the training images, if metrics read them, or why there are none.
-
-    If training mirrors half of its images, each batch is followed by its mirror images.
-    """
+    """Returns passes over the training images, if metrics read them, or why there are none."""
     run, data, source = opened.run, opened.experiment.settings.data, live
     reference = run.metric_reference
     if isinstance(reference, Source) or reference.starts is not None:
@@ -177,4 +154,5 @@ def _train_batches(opened: Opened, live: Source | None) -> tuple[_Passes | None,
     read = source.train_batches
     if not data.random_flip:
         return read, ""
+    # Training also saw the mirror images.
     return lambda: (images for batch in read() for images in (batch, batch[:, :, ::-1])), ""

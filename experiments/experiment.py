@@ -301,9 +301,8 @@ def _prior(
     """Returns the prior, and the fields `prior_arguments` and `fitted` of an `Experiment`."""
     name = settings.prior.name
     if source.is_translation and name != "source":
-        raise ValueError(
-            f"a translation starts from images, with prior.name='source', not {name!r}"
-        )
+        needed = "a translation starts from images, with prior.name='source'"
+        raise ValueError(f"{needed}, not {name!r}")
     if name == "data_dependent":
         found = fitted(num_of_classes) if callable(fitted) else fitted
         found = found or prior.placeholder(settings.prior, source, num_of_classes)
@@ -313,13 +312,10 @@ def _prior(
         return made, {"name": "mixture", **arguments}, found
     if name == "source":
         if source.starts is None:
-            raise ValueError(
-                "prior.name='source' needs images to start from: data.name='pair', or "
-                "data.source_class and data.target_class"
-            )
+            needed = "data.name='pair', or data.source_class and data.target_class"
+            raise ValueError(f"prior.name='source' needs images to start from: {needed}")
         arguments = {"field": "source", "dequantisation": settings.data.dequantisation}
         return priors.batch(**arguments), arguments, None
     shape: dict[str, Any] = {"event_shape": list(source.event_shape)}
-    if name == "uniform":
-        return priors.uniform(**shape), shape, None
-    return priors.normal(**shape), shape, None
+    make = priors.uniform if name == "uniform" else priors.normal
+    return make(**shape), shape, None

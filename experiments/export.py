@@ -1,9 +1,7 @@
-"""A trained sampler as a folder that needs nothing of this program: `fdrl_jax.pretrained` reads it.
-
-It has the arrays, the arguments that the sampler is built from, and a model card.
-"""
+"""A trained sampler as a folder for `fdrl_jax.pretrained`: arrays, arguments, a model card."""
 
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -19,13 +17,7 @@ from experiments import devices, run, settings
 from experiments.command import Command
 from experiments.evaluation import metrics
 from experiments.experiment import Experiment
-from experiments.files import (
-    replacing,
-    sha256_of_file,
-    unfinished_folder,
-    write_json,
-    write_text,
-)
+from experiments.files import replacing, sha256_of_file, unfinished_folder, write_json, write_text
 from fdrl_jax.training.state import TrainState
 
 _CARD = Path(__file__).with_suffix(".md")  # A template for `str.format`.
@@ -34,10 +26,7 @@ _PRIORS = {"data_dependent": "mixture", "source": "batch"}
 
 
 def export(command: Command) -> None:
-    """Writes the sampler of a checkpoint to a new folder in `export/` of the run.
-
-    An earlier export of the same sampler is left as it is.
-    """
+    """Writes the sampler of a checkpoint to a new folder in `export/`, next to earlier ones."""
     opened = run.open_checkpoint(command)
     if not devices.is_first_process():
         return
@@ -45,32 +34,24 @@ def export(command: Command) -> None:
     name, folder = run.name_of(opened, key), opened.run.exports
     folder.mkdir(exist_ok=True)
     with unfinished_folder(folder) as temporary:
-        unfinished = temporary / name
-        evaluation = opened.run.newest_evaluation(key)
-        write(opened.experiment, opened.state, unfinished, evaluation)
-        number = 1
-        while (written := folder / (name if number == 1 else f"{name}_{number}")).exists():
-            number += 1
-        unfinished.rename(written)
+        write(opened.experiment, opened.state, temporary / name, opened.run.newest_evaluation(key))
+        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        written = next(folder / name for name in names if not (folder / name).exists())
+        (temporary / name).rename(written)
     print(f"sampler of step {opened.step:,}: {written}")
     print(f"in Python: sampler = fdrl_jax.pretrained({str(written)!r})")
 
 
 def write(
-    model: Experiment,
-    state: TrainState,
-    folder: Path,
-    evaluation: Mapping[str, Any] | None = None,
+    model: Experiment, state: TrainState, folder: Path, evaluation: Mapping[str, Any] | None = None
 ) -> None:
     """Writes the sampler of a train state to a new folder, with the record of its evaluation."""
     tree = {"network": model.sampling_variables(state)}
     if model.constants.prior:
         tree["prior"] = model.constants.prior
     # safetensors writes the buffer of an array as it is, so the array must be contiguous.
-    arrays = {
-        name: np.array(array, order="C")
-        for name, array in sorted(flatten_dict(tree, sep="/").items())
-    }
+    flat = sorted(flatten_dict(tree, sep="/").items())
+    arrays = {name: np.array(array, order="C") for name, array in flat}
     folder.mkdir(parents=True)
     file = folder / "model.safetensors"
     with replacing(file) as opened:
@@ -99,7 +80,6 @@ def arguments(model: Experiment) -> dict[str, Any]:
 
 
 def _fields(module: nn.Module) -> dict[str, Any]:
-    """Returns the attributes of a Flax module."""
     names = [f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")]
     return {name: getattr(module, name) for name in names}
 
@@ -136,18 +116,16 @@ def snippet(model: Experiment) -> str:
         packages = "import jax\nimport numpy as np\n\n"
         lines = ["# Images to start from, float32 in [-1, 1].", 'images = np.load("images.npy")']
         if noise := model.settings.data.dequantisation:
-            lines += [
-                f"images = images + {noise} * jax.random.normal(jax.random.key(1), images.shape)"
-            ]
+            random = "jax.random.normal(jax.random.key(1), images.shape)"
+            lines += [f"images = images + {noise} * {random}"]
         lines += ["samples = sampler.method.sample(jax.random.key(0), images, sampler.estimator)"]
         if model.denoiser:
             lines += ["samples = sampler.problem.denoise(sampler.variables, samples)"]
     elif model.settings.network.by_class:
         lines[0] += "  # Of all classes in turn."
         lines += [f"of_first_class = sampler({key}, 64, labels=[0] * 64)"]
-    return "\n".join(
-        [f'{packages}import fdrl_jax as fdrl\n\nsampler = fdrl.pretrained(".")', *lines]
-    )
+    head = f'{packages}import fdrl_jax as fdrl\n\nsampler = fdrl.pretrained(".")'
+    return "\n".join([head, *lines])
 
 
 def _metrics(evaluation: Mapping[str, Any] | None) -> str:
@@ -157,17 +135,15 @@ def _metrics(evaluation: Mapping[str, Any] | None) -> str:
     header = metrics.columns(details.get("start", "prior"))
     table = [header, ("---",) * len(header), *metrics.rows(found)]
     versions = ", ".join(f"{name} {v}" for name, v in details["versions"].items())
-    return "\n".join(
-        [
-            f"Of {details['num_samples']:,} samples; the number at the end of a name is the number "
-            "of samples per draw, and values are means ± standard deviations over draws. Computed "
-            f"in {details['precision']} with {versions}.",
-            "",
-            *(f"| {' | '.join(map(_plain, row))} |" for row in table),
-            "",
-            *(f"- `{m.name}`: {m.defined.words}" for m in found.values()),
-        ]
-    )
+    lines = [
+        f"Of {details['num_samples']:,} samples; the number at the end of a name is the number of "
+        "samples per draw, and values are means ± standard deviations over draws. Computed in "
+        f"{details['precision']} with {versions}.\n",
+        *(f"| {' | '.join(map(_plain, row))} |" for row in table),
+        "",
+        *(f"- `{m.name}`: {m.defined.words}" for m in found.values()),
+    ]
+    return "\n".join(lines)
 
 
 def _plain(text: str, special: str = "|`<>[]") -> str:

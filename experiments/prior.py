@@ -56,7 +56,12 @@ def fit_to(source: Source, wanted: Prior, num_classes: int | None) -> FittedPrio
     found = priors.fit(
         data, num_components=num, rank=rank or None, labels=labels, jitter=wanted.jitter
     )
-    return FittedPrior(found.params)
+    size, columns = found.params["factor"].shape
+    fitted = FittedPrior(found.params)
+    if not hidden:
+        count = fitted.num_components
+        print(f"prior: {count} Gaussians of rank {columns // count}, {size:,} numbers each")
+    return fitted
 
 
 def choose(wanted: Prior, source: Source, num_classes: int | None) -> tuple[int, int]:
@@ -103,11 +108,3 @@ def read(file: Path, sha256: str) -> FittedPrior:
     if fitted.sha256 != sha256:
         raise UserError(f"{file} is not the file the run was created with; restore it")
     return fitted
-
-
-def describe(fitted: FittedPrior) -> str:
-    """Returns a line about the prior."""
-    num, (size, columns) = fitted.num_components, fitted.params["factor"].shape
-    return (
-        f"prior: {num} Gaussians of rank {columns // num}, fitted to examples of {size:,} numbers"
-    )

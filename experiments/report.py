@@ -20,13 +20,11 @@ from experiments import draw, log, pictures, settings
 from experiments.data.source import describe_shape
 from experiments.evaluation import Evaluation, Samples, metrics, translation
 from experiments.evaluation.metrics import Metrics
-from experiments.experiment import Experiment
 from experiments.files import write_text
-from experiments.pictures import images, points
+from experiments.pictures import images
 from experiments.run import Opened, Run
 from fdrl_jax import bregman, drift
 
-_NUM_POINT_PATHS, _NUM_IMAGE_PATHS = 2_000, 36
 _MAX_PATH_VALUES = 2**25  # Of the paths of images, which are in memory at once: 128 MiB.
 _STYLE = Path(__file__).with_suffix(".css").read_text("utf-8")
 
@@ -34,10 +32,7 @@ _STYLE = Path(__file__).with_suffix(".css").read_text("utf-8")
 def draw_pictures(
     opened: Opened, samples: Samples, found: Evaluation, folder: Path
 ) -> dict[str, str]:
-    """Draws the pictures of an evaluation to a folder, and returns their captions by file name.
-
-    The first one is at the top of the page.
-    """
+    """Draws the pictures of an evaluation, and returns captions by file name, the top one first."""
     model, state, run = opened.experiment, opened.state, opened.run
     source, data, flow = model.source, run.settings.data, model.settings.flow
     is_pair, is_image = source.starts is not None, source.kind == "images"
@@ -55,7 +50,9 @@ def draw_pictures(
         pictures.samples_and_data(source, samples.prior, samples.refined, domains, shares),
         f"From left to right: {start}, where the flow starts; samples; and held-out data.",
     )
-    path = draw.paths(model, state, _num_paths(model))
+    values = (flow.num_steps + flow.num_refine_steps + 1) * math.prod(source.event_shape)
+    num_images = min(max(_MAX_PATH_VALUES // values, images.NUM_ROWS), 36)
+    path = draw.paths(model, state, num_images if is_image else 2_000)
     pictures.animate_flow(source, path, folder / "flow.webp")
     captions["flow.webp"] = f"Samples that flow from {where}, animated."
     add(
@@ -65,9 +62,15 @@ def draw_pictures(
         + " Each row is one sample." * is_image,
     )
     if not is_image:
+        variables = model.sampling_variables(state)
+        drift_at = jax.jit(lambda x: drift(x, model.problem.potential(variables)))
         add(
             "log_ratio.png",
-            _field(opened),
+            pictures.log_ratio_and_drift(
+                draw.make_log_ratio(model, state),
+                lambda x: np.asarray(drift_at(x)),
+                source.held_out(4_000, 1),
+            ),
             "The estimated log density ratio, flowed samples over data, and the drift of the flow. "
             "Where it is positive (red), the network estimates more samples than data.",
         )
@@ -75,9 +78,12 @@ def draw_pictures(
         caption = "Samples, each followed by its nearest training images. Copies would look equal."
         add("neighbours.png", images.neighbours(samples.refined, found.nearest), caption)
     if records := [r for r in log.read(run.metrics) if r["step"] <= opened.step]:
+        loss = bregman.get(model.settings.loss.name)
+        equal = jnp.asarray(0.0 if loss.output == "log_ratio" else 1.0)
+        chance = float(loss.real_term(equal) + loss.flowed_term(equal))
         add(
             "curves.png",
-            pictures.training(records, _chance_loss(model), run.checkpoints().best()),
+            pictures.training(records, chance, run.checkpoints().best()),
             "Training: the loss (at chance if the network cannot distinguish samples from data), "
             "the mean ratio (1 on data for an exact estimator), and the norms of the gradient and "
             "of the drift.",
@@ -89,10 +95,9 @@ def draw_pictures(
 
 
 def write(run: Run, record: Mapping[str, Any], folder: Path) -> Path:
-    """Writes the report of an evaluation into the folder of its record, and returns its path.
+    """Writes the report of an evaluation next to its record, and returns its path.
 
-    An evaluation of the newest checkpoint with the run's settings is also the report of the run,
-    whose path is then returned.
+    That of the newest checkpoint with the run's settings is also, and returned as, the run's.
     """
     key, details, name = record["key"], record["details"], html.escape(run.data["name"])
     used, own = settings.shareable(run.settings), settings.of_scope(run.settings, "flow")
@@ -142,8 +147,7 @@ def conclusions(record: Mapping[str, Any]) -> list[str]:
 
 
 def _without_folders(command: str) -> str:
-    """Shortens paths outside the working folder to their last part, because reports are shared."""
-
+    # Paths outside the working folder keep only their last part, because reports are shared.
     def shortened(word: str) -> str:
         flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
         return f"{flag}{equals}{Path(value).name}" if value.startswith(("/", "~")) else word
@@ -152,7 +156,6 @@ def _without_folders(command: str) -> str:
 
 
 def _metrics_table(found: Metrics, start: str) -> str:
-    """Returns a row per metric: its words, name, unit and direction, and its values."""
     if not found:
         return ""
     names = metrics.columns(start)[:-1]
@@ -163,9 +166,8 @@ def _metrics_table(found: Metrics, start: str) -> str:
         words = html.escape(f"{d.words[0].upper()}{d.words[1:]}")
         lines.append(f"<tr><td>{words}<small>{html.escape(', '.join(details))}</small></td>")
         for label, text in zip(names[1:], cells, strict=True):
-            # A narrow screen may break the line only before the sign.
-            value = html.escape(text).replace("± ", "±&nbsp;")
-            lines.append(f'<td class="value" data-label="{html.escape(label)}">{value}</td>')
+            value = html.escape(text).replace("± ", "±&nbsp;")  # Lines may break before the sign.
+            lines.append(f'<td class="value" data-label="{label}">{value}</td>')
         lines.append("</tr>")
     return f'<div class="scroll"><table class="metrics">{"".join(lines)}</table></div>'
 
@@ -181,7 +183,6 @@ def _table(rows: Mapping[str, Any]) -> str:
 def _figure(folder: Path, name: str, caption: str) -> str:
     """Returns a picture and its caption; a reader can pause an animation."""
     text, content, kind = html.escape(caption), (folder / name).read_bytes(), name.split(".")[-1]
-    opening, closing = "", ""
     if kind == "webp":
         with Image.open(io.BytesIO(content)) as file:
             frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(file)]
@@ -189,37 +190,10 @@ def _figure(folder: Path, name: str, caption: str) -> str:
         sheet = io.BytesIO()
         Image.fromarray(np.concatenate(frames)).save(sheet, kind, quality=50)
         content = sheet.getvalue()
-        # The sheet of frames moves behind a window; the style says how.
-        style = f"--frames:{len(frames)};width:{width}px;aspect-ratio:{width}/{height}"
-        opening = f'<label class="movie"><input type="checkbox"> pause<span style="{style}">'
-        closing = "</span></label>"
     source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    image = f'{opening}<img alt="{text}" src="{source}">{closing}'
+    image = f'<img alt="{text}" src="{source}">'
+    if kind == "webp":  # The sheet of frames moves behind a window; the style says how.
+        style = f"--frames:{len(frames)};width:{width}px;aspect-ratio:{width}/{height}"
+        movie = f'<input type="checkbox"> pause<span style="{style}">{image}</span>'
+        image = f'<label class="movie">{movie}</label>'
     return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
-
-
-def _num_paths(model: Experiment) -> int:
-    """Returns how many samples are shown on their way: fewer if paths are large."""
-    if model.source.kind == "points":
-        return _NUM_POINT_PATHS
-    params = model.settings.flow
-    values = (params.num_steps + params.num_refine_steps + 1) * math.prod(model.source.event_shape)
-    return min(max(_MAX_PATH_VALUES // values, images.NUM_ROWS), _NUM_IMAGE_PATHS)
-
-
-def _chance_loss(model: Experiment) -> float:
-    """Returns the loss for a ratio of 1 everywhere, without penalty: 2 log 2 for "lr"."""
-    loss = bregman.get(model.settings.loss.name)
-    out = jnp.asarray(0.0 if loss.output == "log_ratio" else 1.0)
-    return float(loss.real_term(out) + loss.flowed_term(out))
-
-
-def _field(opened: Opened) -> Figure:
-    model = opened.experiment
-    variables = model.sampling_variables(opened.state)
-    drift_at = jax.jit(lambda x: drift(x, model.problem.potential(variables)))
-    return points.log_ratio_and_drift(
-        draw.make_log_ratio(model, opened.state),
-        lambda x: np.asarray(drift_at(x)),
-        model.source.held_out(4_000, 1),
-    )

@@ -114,10 +114,9 @@ class Run:
         """Returns the settings of a command, of which only some may differ from the run's."""
         fixed = settings.fixed(self.settings, wanted, verb)
         if differing := settings.differences(fixed, wanted):
-            raise UserError(
-                f"these settings were fixed when the run {self.root} was created: "
-                f"{'; '.join(differing)}. To use others, train in another --workdir"
-            )
+            fixed_at = f"these settings were fixed when the run {self.root} was created"
+            hint = "To use others, train in another --workdir"
+            raise UserError(f"{fixed_at}: {'; '.join(differing)}. {hint}")
         return wanted
 
     def warn_of_changes(self, precision: str) -> None:
@@ -278,7 +277,7 @@ def check_agreed(content: Any) -> None:
     if not devices.same_on_all_processes(sha256_of_json(content)):
         raise UserError(
             "the processes of the run have different settings, data, versions, checkpoints or "
-            "folders: start each with the same command, on the same data and --workdir"
+            "folders"
         )
 
 

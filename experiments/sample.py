@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments import classifier, devices, draw, pictures, run
 from experiments.command import Command
-from experiments.data.decode import to_uint8, to_unit
+from experiments.data.decode import to_uint8
 from experiments.errors import UserError
 from experiments.experiment import Experiment, in_turn, with_class_weights
 from experiments.files import replacing, sha256_of_arrays, write_json
@@ -27,11 +27,7 @@ Guide = tuple[classifier.Apply, Variables]
 
 
 def sample(command: Command) -> None:
-    """Writes samples to `samples/NAME.npz`, with a record and a picture.
-
-    Points are stored unchanged, and images as uint8. The name has a digest of everything that
-    determines the samples, so that the same command finds them, and no other replaces them.
-    """
+    """Writes samples to `samples/NAME.npz`, images as uint8, with a record and a picture."""
     opened = run.open_checkpoint(command)
     model, condition = opened.experiment, Flat()
     if command.label:
@@ -55,13 +51,17 @@ def sample(command: Command) -> None:
                 "written; choose an earlier --checkpoint or a smaller flow.step_size"
             )
         if devices.is_first_process():
-            is_image = model.source.kind == "images"
-            stored = to_uint8(drawn.refined) if is_image else drawn.refined
+            stored = to_uint8(drawn.refined) if model.source.kind == "images" else drawn.refined
             path.parent.mkdir(exist_ok=True)
             with replacing(path) as file:
                 np.savez(file, arr_0=stored)
-            shown = stored[:num_shown]
-            _draw_picture(model, drawn.prior, to_unit(shown) if is_image else shown, picture)
+            shown = drawn.refined[:num_shown]
+            labels = np.zeros(0) if model.labels is None else model.labels(np.arange(num_shown))
+            if len(np.unique(labels)) > 1:
+                figure = images.by_class(shown, labels, model.source.classes)
+            else:
+                figure = pictures.samples_and_data(model.source, drawn.prior, shown)
+            pictures.save(figure, picture)
             write_json(record, {"key": key})
     if devices.is_first_process():
         print(f"{num:,} samples of step {opened.step:,}: {path}")
@@ -69,16 +69,9 @@ def sample(command: Command) -> None:
 
 
 def conditioned(
-    model: Experiment,
-    label: str,
-    guide: Guide | None = None,
-    weight: float = 0.0,
+    model: Experiment, label: str, guide: Guide | None = None, weight: float = 0.0
 ) -> Experiment:
-    """Returns the experiment with samples of a class, by name or number, or of all in turn.
-
-    Without a ratio for each class, a classifier guides the flow with a weight φ. A mixture as prior
-    then starts with components of the class.
-    """
+    """Returns the experiment with samples of a class or of all, guided by a classifier if any."""
     labels = labels_of(label, model.source.classes)
     if guide is None:
         return dataclasses.replace(model, labels=labels)
@@ -96,12 +89,9 @@ def conditioned(
             input_range=(-1.0, 1.0),
         )
 
-    return dataclasses.replace(
-        model,
-        problem=problem._replace(condition=condition),
-        constants=model.constants._replace(classifier=variables),
-        labels=labels,
-    )
+    constants = model.constants._replace(classifier=variables)
+    problem = problem._replace(condition=condition)
+    return dataclasses.replace(model, problem=problem, constants=constants, labels=labels)
 
 
 def _conditioned(model: Experiment, label: str, folder: str) -> tuple[Experiment, Flat]:
@@ -136,12 +126,3 @@ def labels_of(name: str, classes: tuple[str, ...]) -> Callable[[np.ndarray], np.
             f"{', '.join(classes)}, a number from 0 to {len(classes) - 1}, or {ALL}"
         )
     return lambda positions: np.full(len(positions), label, np.int32)
-
-
-def _draw_picture(model: Experiment, starts: np.ndarray, shown: np.ndarray, path: Path) -> None:
-    labels = np.zeros(0) if model.labels is None else model.labels(np.arange(len(shown)))
-    if len(np.unique(labels)) > 1:
-        figure = images.by_class(shown, labels, model.source.classes)
-    else:
-        figure = pictures.samples_and_data(model.source, starts, shown)
-    pictures.save(figure, path)

@@ -8,10 +8,7 @@ from experiments.evaluation.metrics import Metrics
 
 
 class Samples(NamedTuple):
-    """Samples on the host, [N, ...]: of the prior `x_0`, bridged `x_K` and refined `x_{K+κ}`.
-
-    Each stage has as many as its reader needs, always the first ones.
-    """
+    """Samples of the prior `x_0`, bridged `x_K` and refined `x_{K+κ}`, [N, ...] with any N."""
 
     prior: np.ndarray
     bridged: np.ndarray
@@ -23,6 +20,5 @@ class Evaluation(NamedTuple):
 
     metrics: Metrics
     record: dict[str, Any]  # How they were computed, as values for JSON.
-    # The training images nearest to the first samples, by feature space, [Q, k, H, W, C]. Empty if
-    # there was no search.
+    # The training images nearest to the first samples, by feature space, [Q, k, H, W, C].
     nearest: dict[str, np.ndarray]

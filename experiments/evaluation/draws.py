@@ -1,9 +1,4 @@
-"""Several draws of equal size from held-out images, samples and the prior.
-
-A single value of a metric hides its variation. Each metric is therefore computed several times,
-each time with other references, samples and real images, and reported as the mean and standard
-deviation over these draws.
-"""
+"""Several draws of equal size from held-out images, samples and the prior."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,8 +10,7 @@ from scipy.spatial.distance import cdist
 from experiments.data.source import Source
 from experiments.errors import UserError
 from experiments.evaluation.metrics import Metric, measured
-from experiments.evaluation.references import ImageReference
-from experiments.evaluation.spaces import Seen, Space, spaces_of
+from experiments.evaluation.references import ImageReference, Seen, Space, spaces_of
 from fdrl_jax.metrics import energy_distance, frechet_distance
 
 _MAX_PER_DRAW = 1_000  # Images; some metrics need the distances of all pairs.
@@ -38,10 +32,7 @@ class Draw(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """Images of all groups, [N, H, W, C], the rows of each group by name, and the draws.
-
-    The groups are "samples", "prior", "held_out" images and, for digits, "spare" ones.
-    """
+    """Images of all groups, [N, H, W, C], the rows of each group by name, and the draws."""
 
     images: np.ndarray
     rows: dict[str, np.ndarray]
@@ -49,24 +40,18 @@ class Pool(NamedTuple):
 
 
 def pool(reference: ImageReference, samples: np.ndarray, prior: np.ndarray) -> Pool:
-    """Collects the images of all groups, clipped to the range of pixels, and chooses draws."""
+    """Collects the images of all groups, clipped to the range of pixels, and chooses draws.
+
+    Real data are random spare images; without these, a draw takes two disjoint sets of held-out
+    images. The samples of draws are disjoint if there are enough, and otherwise random subsets.
+    """
     groups = {"samples": samples[:MAX_SAMPLES], "prior": prior[:MAX_SAMPLES]}
     groups |= {"held_out": reference.images}
     groups |= {} if reference.spare is None else {"spare": reference.spare}
     ends = np.cumsum([len(images) for images in groups.values()])
     rows = dict(zip(groups, np.split(np.arange(ends[-1]), ends[:-1]), strict=True))
     images = np.concatenate(list(groups.values()))
-    return Pool(np.clip(images, -1.0, 1.0, out=images), rows, draws_of(rows))
-
-
-def draws_of(rows: Mapping[str, np.ndarray]) -> list[Draw]:
-    """Chooses the rows of each draw, which depend only on the numbers of rows.
-
-    With spare images, the reference is all held-out images, and the real data are random subsets of
-    the spare images. Without them, each draw takes two disjoint random sets of held-out images. The
-    samples of different draws are disjoint if there are enough, and otherwise random subsets. The
-    draws are not independent, so their spread is not a confidence interval.
-    """
+    np.clip(images, -1.0, 1.0, out=images)
     held_out, spare = rows["held_out"], rows.get("spare")
     num_real = len(held_out) // 2 if spare is None else min(len(held_out), len(spare))
     num_samples = min(len(rows["samples"]), len(rows["prior"]))
@@ -81,14 +66,11 @@ def draws_of(rows: Mapping[str, np.ndarray]) -> list[Draw]:
         else:
             ours = rng.permutation(num_samples)[:num]
         found.append(Draw(order[:num], rows["samples"][ours], rows["prior"][ours], real))
-    return found
+    return Pool(images, rows, found)
 
 
 def compare(spaces: Mapping[str, Space], pool: Pool) -> tuple[list[Metric], dict[str, Seen]]:
-    """Compares samples, the prior and real images with the references, in each feature space.
-
-    Returns the metrics, and what each space sees of the images of the pool.
-    """
+    """Returns the metrics in each feature space, and what each sees of the images of the pool."""
     metrics, views = [], {name: look(pool.images) for name, look in spaces.items()}
     for name, seen in views.items():
         drawn = [[_scores(seen, rows, d.reference) for rows in d[1:]] for d in pool.draws]
@@ -141,9 +123,8 @@ def num_read(reference: Source | ImageReference, num_samples: int) -> int:
 def cheap_metric(reference: Source | ImageReference) -> Callable[[np.ndarray], Metric]:
     """Returns the metric of samples [N, ...] that is computed during training and for curves.
 
-    For points in the plane, it is the unbiased energy distance to equally many new points. For
-    images, it is the Fréchet distance to held-out images in the first of their feature spaces. It
-    depends only on the arguments; lower is better. It is NaN unless all samples are finite.
+    It is the unbiased energy distance to new points, or the Fréchet distance to held-out images in
+    their first feature space; NaN unless all samples are finite.
     """
     if isinstance(reference, Source):
 

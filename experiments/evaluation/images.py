@@ -1,18 +1,26 @@
-"""Evaluation of images."""
+"""Evaluation of images: distances to held-out ones, and to the nearest training images."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import mannwhitneyu
 
-from experiments.evaluation import Evaluation, Samples, draws, memorisation
+from experiments.evaluation import Evaluation, Samples, draws
 from experiments.evaluation.inception import Features, fid
 from experiments.evaluation.metrics import Metric, by_name, measured
-from experiments.evaluation.references import ImageReference, too_few
-from experiments.evaluation.spaces import Classifier, spaces_of
+from experiments.evaluation.references import (
+    Classifier,
+    ImageReference,
+    Seen,
+    Space,
+    spaces_of,
+    too_few,
+)
 
 _MAX_QUERIES = 1_000  # Samples, and held-out images, whose nearest training images are searched.
 _MAX_QUERY_NUMBERS = 2**25  # Limit on the number of their pixels.
+_NUM_SHOWN, _NUM_NEAREST = 8, 10  # Of the picture of nearest training images.
 
 
 def evaluate_images(
@@ -26,10 +34,7 @@ def evaluate_images(
 ) -> Evaluation:
     """Compares samples, the prior and equally many real images with held-out images.
 
-    Too few held-out images have no metrics, and the record says so. If the refined samples were
-    drawn for classes, these are `labels`, [N]. Without passes over the training images, nearest
-    training images and the FID are skipped. A classifier that was trained on the same data has
-    features that see objects; nearest training images are searched there as well.
+    Samples may have `labels`, [N]. Without training images, their neighbours and FID are skipped.
     """
     few = too_few(len(reference.images))
     record: dict[str, Any] = {"num_held_out": len(reference.images), "skipped": [few] * bool(few)}
@@ -43,21 +48,83 @@ def evaluate_images(
         for space, seen in views.items():
             if (classes := seen.classes) is None:
                 continue
-            record["class_shares"][space] = {
-                group: classes[pool.rows[group]].mean(axis=0).round(4).tolist() for group in groups
-            }
+            found = {group: classes[pool.rows[group]] for group in groups}
+            shares = {group: rows.mean(axis=0).round(4).tolist() for group, rows in found.items()}
+            record["class_shares"][space] = shares
             if labels is not None and reference.labels is not None:
-                right = []
-                for group, of in zip(groups, (labels, labels, reference.labels), strict=True):
-                    rows = pool.rows[group]
-                    right.append([classes[rows, of[: len(rows)]].mean()])
+                of = zip(found.values(), (labels, labels, reference.labels), strict=True)
+                right = [[x[np.arange(len(x)), y[: len(x)]].mean()] for x, y in of]
                 metrics.append(measured("class_accuracy", *right, space=space))
     if train_batches is None:
         return Evaluation(by_name(metrics), record, {})
     most = min(_MAX_QUERIES, max(2, _MAX_QUERY_NUMBERS // int(np.prod(pool.images.shape[1:]))))
     spaces.pop("svc", None)
     ours, new = (pool.images[pool.rows[group][:most]] for group in ("samples", "held_out"))
-    found, nearest = memorisation.search(ours, new[:0] if few else new, train_batches, spaces)
+    copied, near = search(ours, new[:0] if few else new, train_batches, spaces)
     if inception is not None and not few:
-        found.append(fid(inception, [samples.refined], train_batches()))
-    return Evaluation(by_name(metrics + found), record, nearest)
+        copied.append(fid(inception, [samples.refined], train_batches()))
+    return Evaluation(by_name(metrics + copied), record, near)
+
+
+class Neighbours(NamedTuple):
+    """The nearest training images of each query, nearest first."""
+
+    distances: np.ndarray  # Euclidean, [Q, k].
+    indices: np.ndarray  # Among the images of all batches, [Q, k].
+    images: np.ndarray  # Those of the first queries, [num_shown, k, ...].
+
+
+def nearest(
+    queries: np.ndarray, train_batches: Iterable[np.ndarray], num: int, look: Space, num_shown: int
+) -> Neighbours:
+    """Finds the training images nearest to queries [Q, ...]; keeps those of the first ones."""
+    kept: dict[int, np.ndarray] = {}
+    rows, seen = _flat(look(queries).features), 0
+    distances, indices = np.full((len(rows), 0), np.inf), np.zeros((len(rows), 0), int)
+    for batch in train_batches:
+        numbers = np.broadcast_to(seen + np.arange(len(batch)), (len(rows), len(batch)))
+        distances = np.concatenate(
+            [distances, _distances(rows, _flat(look(batch).features))], axis=1
+        )
+        indices = np.concatenate([indices, numbers], axis=1)
+        first = np.argsort(distances, axis=1, kind="stable")[:, :num]
+        distances = np.take_along_axis(distances, first, axis=1)
+        indices = np.take_along_axis(indices, first, axis=1)
+        wanted = set(indices[:num_shown].ravel().tolist())
+        kept = {i: kept[i] if i < seen else batch[i - seen].copy() for i in wanted}
+        seen += len(batch)
+    shown = indices[:num_shown]
+    images = np.array([kept[i] for i in shown.ravel().tolist()], queries.dtype)
+    return Neighbours(distances, indices, images.reshape(*shown.shape, *queries.shape[1:]))
+
+
+def search(
+    samples: np.ndarray,
+    held_out: np.ndarray,
+    train_batches: Callable[[], Iterator[np.ndarray]],
+    spaces: Mapping[str, Space],
+) -> tuple[list[Metric], dict[str, np.ndarray]]:
+    """Returns how often held-out images are farther from training images than samples are.
+
+    There is one pass for pixels and for each space; the images are those nearest to first samples.
+    """
+    metrics, shown = [], {}
+    queries, num_shown = np.concatenate([samples, held_out]), min(_NUM_SHOWN, len(samples))
+    for name, look in {"pixels": Seen, **spaces}.items():
+        near = nearest(queries, train_batches(), _NUM_NEAREST, look, num_shown)
+        ours, theirs = near.distances[: len(samples), 0], near.distances[len(samples) :, 0]
+        shown[name] = near.images
+        if len(theirs):
+            test = mannwhitneyu(ours, theirs)  # Ties count half.
+            share = 1.0 - float(test.statistic) / (len(ours) * len(theirs))
+            metrics.append(measured("memorisation_auc", [share], space=name))
+    return metrics, shown
+
+
+def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    squares = np.sum(x**2, axis=1)[:, None] + np.sum(y**2, axis=1) - 2.0 * x @ y.T
+    return np.sqrt(np.maximum(squares, 0.0))
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x, np.float64).reshape(len(x), -1)

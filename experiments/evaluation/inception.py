@@ -1,8 +1,4 @@
-"""The Fréchet inception distance, in the features of torch-fidelity's Inception network.
-
-Nothing is downloaded: the file of weights is a setting. Images are rounded to 256 levels, and
-resized as in TensorFlow 1: bilinear without antialiasing.
-"""
+"""The FID, in the features of torch-fidelity's Inception network, of images of 256 levels."""
 
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
@@ -26,11 +22,7 @@ Features = Callable[[np.ndarray], np.ndarray]  # Of images [N, H, W, C] in [-1, 
 
 
 def describe(weights: str) -> dict[str, Any]:
-    """Returns what determines the features, as values for JSON, for a file of weights.
-
-    Raises:
-      UserError: that says where to get missing weights or packages.
-    """
+    """Returns what determines the features, as values for JSON, for a file of weights."""
     if not Path(weights).is_file():
         raise UserError(
             f"evaluate.inception_weights={weights} does not exist: download {_FILE} from the "
@@ -85,10 +77,5 @@ def fid(
     features: Features, samples: Iterable[np.ndarray], reference: Iterable[np.ndarray]
 ) -> Metric:
     """Computes the FID of samples to real images, both as batches [B, H, W, C] in [-1, 1]."""
-    from tqdm import tqdm
-
-    ours, real = (
-        np.concatenate([features(batch) for batch in tqdm(batches, "Inception", leave=False)])
-        for batches in (samples, reference)
-    )
+    ours, real = (np.concatenate([*map(features, batches)]) for batches in (samples, reference))
     return measured("fid", [frechet_distance(ours, real)], num=len(ours))

@@ -34,10 +34,7 @@ class Estimate(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """One metric: its values for samples, and for equally many prior samples and real examples.
-
-    In a translation, source images replace the prior. A side is `None` if it is unknown.
-    """
+    """One metric: its values for samples, and for as many of the prior (or source) and of data."""
 
     name: str  # Definition, feature space and number of samples, as in `frechet_random_conv_500`.
     definition: str  # Key of `DEFINITIONS`.
@@ -76,16 +73,11 @@ def estimate(values: Iterable[float]) -> Estimate:
 def by_name(metrics: Iterable[Metric]) -> Metrics:
     """Returns metrics by name, in the order of the definitions."""
     order = list(DEFINITIONS)
-    by_definition = sorted(metrics, key=lambda metric: order.index(metric.definition))
-    return {metric.name: metric for metric in by_definition}
+    return {m.name: m for m in sorted(metrics, key=lambda m: order.index(m.definition))}
 
 
 def measured(definition: str, *sides: Iterable[float], space: str = "", num: int = 0) -> Metric:
-    """Returns a metric, named by its definition, the feature space and the number of samples.
-
-    The sides are values over draws of the samples, and of the prior and real data if known. The
-    number, on which most metrics depend, is written as in `frechet_svc_64` or `fid_50k`.
-    """
+    """Returns a metric named as `frechet_svc_64` or `fid_50k`, from values of each side by draw."""
     thousands, rest = divmod(num, 1_000)
     count = f"{num}" if rest or not thousands else f"{thousands}k"
     name = "_".join(filter(None, (definition, space, count if num else "")))
@@ -99,9 +91,9 @@ _SIDES = (("value", "spread"), ("prior", "prior_spread"), ("real", "real_spread"
 def to_json(metrics: Metrics) -> dict[str, dict[str, Any]]:
     """Returns metrics as values for JSON; `[name]["value"]` is the mean over draws."""
     stored: dict[str, dict[str, Any]] = {}
-    for name, m in metrics.items():
-        stored[name] = {"definition": m.definition}
-        for keys, side in zip(_SIDES, (m.samples, m.prior, m.real), strict=True):
+    for name, (_, definition, *sides) in metrics.items():
+        stored[name] = {"definition": definition}
+        for keys, side in zip(_SIDES, sides, strict=True):
             stored[name] |= zip(keys, side or (None, None), strict=True)
     return stored
 
@@ -110,16 +102,14 @@ def from_json(stored: Mapping[str, Mapping[str, Any]]) -> Metrics:
     """The inverse of `to_json`."""
     read = []
     for name, fields in stored.items():
-        sides: list[Any] = [
-            None if fields[value] is None else Estimate(fields[value], fields[spread])
-            for value, spread in _SIDES
-        ]
+        pairs = [(fields[value], fields[spread]) for value, spread in _SIDES]
+        sides: list[Any] = [None if pair[0] is None else Estimate(*pair) for pair in pairs]
         read.append(Metric(name, fields["definition"], *sides))
     return by_name(read)
 
 
 def columns(start: str = "prior") -> tuple[str, ...]:
-    """Returns the headers of `rows`; samples start at the "prior" or the "source"."""
+    """Returns the headers of `rows`."""
     return ("metric", "samples", start, "real data", "better")
 
 
@@ -130,11 +120,9 @@ def rows(metrics: Metrics) -> list[tuple[str, ...]]:
 
 def table(metrics: Metrics, start: str = "prior") -> str:
     """Returns the table for a terminal, without its empty columns, and a note."""
-    padded = []
-    for column in zip(columns(start), *rows(metrics), strict=True):
-        if set(column[1:]) != {_NOTHING}:
-            width = max(map(len, column))
-            padded.append([cell.ljust(width) for cell in column])
+    every = zip(columns(start), *rows(metrics), strict=True)
+    kept = [column for column in every if set(column[1:]) != {_NOTHING}]
+    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in kept]
     lines = ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
     return "\n".join([*lines, "", NOTE])
 
@@ -142,9 +130,8 @@ def table(metrics: Metrics, start: str = "prior") -> str:
 def verdict(metrics: Metrics, start: str = "prior") -> str:
     """Returns in a sentence whether the samples are good, by the worst headline metric."""
     headlines = [metric for metric in metrics.values() if metric.defined.headline]
-    for m in headlines:
-        if not math.isfinite(m.value):
-            return f"No verdict: {m.name} is not a finite number."
+    if broken := [m.name for m in headlines if not math.isfinite(m.value)]:
+        return f"No verdict: {broken[0]} is not a finite number."
     placed = [(_position(m, m.prior, m.real), m) for m in headlines if m.prior and m.real]
     if not any(_gap(m, m.prior, m.real) for _, m in placed if m.prior and m.real):
         return f"No verdict: no headline metric distinguishes real data from the {start}."
@@ -166,7 +153,7 @@ def _position(m: Metric, prior: Estimate, real: Estimate) -> float:
     At most 0 means that they score as real data do, within the spread of these. It is infinite for
     samples that do not, if the metric cannot distinguish the prior from real data.
     """
-    excess = -(m.value - real.value) if m.defined.direction == "higher" else m.value - real.value
+    excess = _worse(m, m.samples, real)
     if excess <= _SPREADS * (real.spread or 0.0) + _ROUNDING * abs(real.value):
         return min(0.0, excess)
     gap = _gap(m, prior, real)
@@ -175,26 +162,28 @@ def _position(m: Metric, prior: Estimate, real: Estimate) -> float:
 
 def _gap(m: Metric, prior: Estimate, real: Estimate) -> float:
     """Returns by how much real data score better than the prior; 0 if that is not significant."""
-    gap = prior.value - real.value
-    gap = -gap if m.defined.direction == "higher" else gap
+    gap = _worse(m, prior, real)
     noise = math.hypot(prior.spread or 0.0, real.spread or 0.0)
     return gap if _SPREADS * noise < gap < math.inf else 0.0
 
 
+def _worse(m: Metric, side: Estimate, real: Estimate) -> float:
+    return (side.value - real.value) * (-1.0 if m.defined.direction == "higher" else 1.0)
+
+
 def _texts(m: Metric) -> list[str]:
     """Returns the texts of the samples, the prior and real data, with as many digits as matter."""
-    texts = []
-    for side in (m.samples, m.prior, m.real):
-        value, spread = side or (math.nan, None)
+
+    def text(side: Estimate | None) -> str:
         if side is None:
-            texts.append(_NOTHING)
+            return _NOTHING
+        value, spread = side
         # Draws that reuse all samples differ only by rounding errors, which are not a spread.
-        elif (spread or 0.0) <= _ROUNDING * abs(value):
-            # It has as many digits as the spread of real data allows.
-            texts.append(format_value(value, m.real and m.real.spread))
-        else:
-            texts.append(f"{format_value(value, spread)} ± {format_value(spread or 0.0, spread)}")
-    return texts
+        if spread is None or spread <= _ROUNDING * abs(value):
+            return format_value(value, m.real and m.real.spread)
+        return f"{format_value(value, spread)} ± {format_value(spread, spread)}"
+
+    return [text(side) for side in (m.samples, m.prior, m.real)]
 
 
 def format_value(value: float, spread: float | None = None) -> str:
@@ -202,9 +191,8 @@ def format_value(value: float, spread: float | None = None) -> str:
     if not spread or not math.isfinite(value) or not math.isfinite(spread):
         return f"{value:.3g}"
     decimals = 1 - math.floor(math.log10(spread))
-    if value:  # With at least two and at most five digits.
-        size = math.floor(math.log10(abs(value)))
-        decimals = min(decimals, 4 - size)
+    if value:  # At most five digits.
+        decimals = min(decimals, 4 - math.floor(math.log10(abs(value))))
     if decimals > 6 or abs(value) >= 1e6:
         return f"{value:.3g}"
     return f"{round(value, decimals):,.{max(decimals, 0)}f}"

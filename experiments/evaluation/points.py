@@ -22,11 +22,9 @@ LogDensity = Callable[[np.ndarray], np.ndarray]  # `x [N, 2] -> log p [N]`, or l
 
 
 def evaluate_points(source: Source, samples: Samples, log_ratio: LogDensity) -> Evaluation:
-    """Computes distances to new data and, for a mixture, how well samples cover the modes.
+    """Computes distances to new data, how well samples cover modes, and the error of a log ratio.
 
-    Every metric is also computed for real data: new data sets of the same size. The spread of the
-    refined samples is over these data sets as references. If the density is known, the estimate
-    `log_ratio`, `x [B, 2] -> log r [B]`, is compared with the true ratio.
+    Real data are new data sets of the same size, which are also the references of the draws.
     """
     ours, prior = samples.refined[:MAX_POINTS], samples.prior[:MAX_POINTS]
     data = [source.held_out(len(ours), seed) for seed in range(1, NUM_DRAWS + 2)]
@@ -58,10 +56,8 @@ def evaluate_points(source: Source, samples: Samples, log_ratio: LogDensity) -> 
 def energy(samples: np.ndarray, prior: np.ndarray, data: list[np.ndarray]) -> list[Metric]:
     """Computes the energy distance, and its ratio to the average distance of true data.
 
-    The ratio is `fdrl_jax.metrics.energy_ratio` in its unbiased form, `1 + D / (E|Y - Y'| (1/N +
-    1/M))`, which is 1 on average for true data. All sets are [N, 2]. There is one data set more
-    than draws: each except the last is the reference of a draw, and the next one is the real data
-    of that draw. The prior is far away, so one reference suffices.
+    The ratio is the unbiased `1 + D / (E|Y - Y'| (1/N + 1/M))`. Each data set but the last is the
+    reference of a draw, and the next one its real data; one reference suffices for the prior.
     """
     # Each set is in several pairs, but has one mean distance within.
     within = {id(points): mean_distance(points) for points in (samples, prior, *data)}
@@ -81,12 +77,7 @@ def kl_to_density(x: np.ndarray, log_density: LogDensity) -> float:
     """Estimates `KL(q ‖ p) = -H(q) - E_q[log p]` in nats, from samples x of q in the plane, [N, 2].
 
     The entropy is `ψ(N) - ψ(k) + log π + 2 E[log ε_k]`; ε_k is the distance of a sample to its
-    k-th neighbour. With 10,000 samples, the error is about 0.04.
-
-    Raises:
-      ValueError: if there are too few samples, or if more than k of them coincide.
-
-    Reference: Kozachenko and Leonenko, 1987; Kraskov et al., "Estimating mutual information", 2004.
+    k-th neighbour (Kozachenko and Leonenko, 1987). With 10,000 samples, the error is about 0.04.
     """
     k, rows = _NUM_NEIGHBOURS, np.asarray(x, np.float64)
     if len(x) <= k:
@@ -101,8 +92,7 @@ def kl_to_density(x: np.ndarray, log_density: LogDensity) -> float:
 def log_ratio_kl(true_kl: float, on_flowed: np.ndarray, on_data: np.ndarray) -> float:
     """Returns `KL(q̃ ‖ r̂ p) = E_q̃[log r - log r̂] + E_p[r̂] - 1`, the error of a ratio r̂, in nats.
 
-    Only the mean of the true log ratio is needed, `true_kl = E_q̃[log r] = KL(q̃ ‖ p)`. The others
-    are `log r̂` on samples of q̃, [N], and of p, [M]. The expectation is 0 only for `r̂ = r`.
+    Here `true_kl = E_q̃[log r] = KL(q̃ ‖ p)`; the others are `log r̂` on samples of q̃ and of p.
     """
     mass = np.exp(logsumexp(np.asarray(on_data, np.float64)) - np.log(len(on_data)))
     return float(true_kl - np.mean(np.asarray(on_flowed, np.float64)) + mass - 1.0)

@@ -1,6 +1,6 @@
-"""Real data for comparison with samples, small enough to be stored with a run."""
+"""Real data for comparison with samples, stored with a run, and what feature spaces see."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,10 @@ from experiments.data.decode import to_uint8, to_unit
 from experiments.data.source import Labels, Source, Starts
 from experiments.errors import UserError
 from experiments.files import read_npz, replacing
+from fdrl_jax.metrics import random_conv_features
 
+# `images [N, H, W, C] in [-1, 1] -> (probabilities [N, classes], features [N, D])`.
+Classifier = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 _MAX_HELD_OUT = 10_000
 _MAX_OTHERS = 2_000  # Starts of a translation, and images that a classifier is fitted to.
 _FEW_IMAGES = 100
@@ -40,9 +43,8 @@ def of(source: Source) -> Source | ImageReference:
 
 def too_few(num_held_out: int) -> str:
     """Returns what is wrong with few held-out images, or "" for enough."""
-    if num_held_out >= _FEW_IMAGES:
-        return ""
-    return f"only {num_held_out} held-out images: distances mean nothing below {_FEW_IMAGES}"
+    few = f"only {num_held_out} held-out images: distances mean nothing below {_FEW_IMAGES}"
+    return few if num_held_out < _FEW_IMAGES else ""
 
 
 def of_images(source: Source) -> ImageReference:
@@ -54,10 +56,8 @@ def of_images(source: Source) -> ImageReference:
         if source.name != "digits" or labels is None:
             return found
         # Every second training image is spare: the classifier is not fitted to it.
-        train = source.train()
-        return found._replace(
-            fit_images=train[::2], fit_labels=labels.train[::2], spare=train[1::2]
-        )
+        fit, spare = source.train()[::2], source.train()[1::2]
+        return found._replace(fit_images=fit, fit_labels=labels.train[::2], spare=spare)
     most = min(_MAX_OTHERS, most)
     first = starts(np.arange(min(most, starts.num)))
     found = found._replace(starts=first, num_held_out=min(starts.num_held_out, len(first)))
@@ -98,23 +98,82 @@ def frozen_source(kept: ImageReference, described: Mapping[str, Any]) -> Source:
     """Returns the data `described` as by `run.describe_data`, with the stored images only."""
     images, stored, classes = kept.images, kept.starts, tuple(described["classes"])
     none = np.zeros(0, np.int32)
+    held_out = none if kept.labels is None else kept.labels
 
     def start(positions: np.ndarray) -> np.ndarray:
         if stored is None or max(positions, default=0) >= len(stored):
             num = 0 if stored is None else len(stored)
-            raise UserError(
-                f"the run stores only {num:,} images to start from; ask for at most this many"
-            )
+            raise UserError(f"the run stores only {num:,} images to start from; ask for fewer")
         return stored[np.asarray(positions)]
 
     return Source(
         name=described["name"],
         event_shape=tuple(described["event_shape"]),
         held_out=lambda num, seed: images[:num],
-        labels=Labels(none, none if kept.labels is None else kept.labels, classes)
-        if classes
-        else None,
+        labels=Labels(none, held_out, classes) if classes else None,
         starts=None if stored is None else Starts(start, kept.num_held_out or 0, len(stored)),
         identity=described["identity"],
         fingerprint=described["fingerprint"],
     )
+
+
+class Seen(NamedTuple):
+    """What a feature space sees of images."""
+
+    features: np.ndarray  # [N, D].
+    classes: np.ndarray | None = None  # Those that a classifier assigns, one-hot [N, C].
+    confidence: np.ndarray | None = None  # Their probabilities, [N], if it has some.
+
+
+Space = Callable[[np.ndarray], Seen]  # Of images [N, H, W, C] in [-1, 1].
+
+
+def spaces_of(reference: ImageReference, classifier: Classifier | None = None) -> dict[str, Space]:
+    """Returns the feature spaces that images are compared in, by name, most telling first."""
+    spaces: dict[str, Space] = {}
+    if reference.starts is None and (svc := svc_of(reference)) is not None:
+        spaces["svc"] = svc
+    if classifier is not None:
+        spaces["classifier"] = of_classifier(classifier)
+    return {**spaces, "random_conv": lambda images: Seen(random_conv_features(images))}
+
+
+def of_classifier(classifier: Classifier) -> Space:
+    """Returns the space of the penultimate layer of a classifier."""
+
+    def look(images: np.ndarray) -> Seen:
+        probabilities, features = classifier(images)
+        classes = _one_hot(probabilities.argmax(axis=1), probabilities.shape[1])
+        return Seen(features, classes, probabilities.max(axis=1))
+
+    return look
+
+
+def svc_of(reference: ImageReference) -> Space | None:
+    """Fits a support-vector classifier of pixels, if the reference has images for it.
+
+    Its features, the pairwise decision values, are far from the data for a Gaussian prior.
+    """
+    if reference.fit_images is None or reference.fit_labels is None:
+        return None
+    from sklearn.svm import SVC
+
+    # Chosen for the 8 x 8 digits; for other images it is scaled by their pixels.
+    gamma = 0.03 if reference.fit_images.shape[1:] == (8, 8, 1) else "scale"
+    svc = SVC(C=10.0, gamma=gamma, decision_function_shape="ovo")
+    svc.fit(_pixels(reference.fit_images), reference.fit_labels)
+
+    def look(images: np.ndarray) -> Seen:
+        pixels = _pixels(images)
+        classes = _one_hot(svc.predict(pixels), int(svc.classes_.max()) + 1)
+        return Seen(svc.decision_function(pixels), classes)
+
+    return look
+
+
+def _one_hot(labels: np.ndarray, num: int) -> np.ndarray:
+    return np.asarray(labels[:, None] == np.arange(num))
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    return np.clip(images, -1.0, 1.0).reshape(len(images), -1).astype(np.float64)

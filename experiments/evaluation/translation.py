@@ -7,9 +7,14 @@ from scipy.spatial.distance import cdist
 
 from experiments.evaluation import Evaluation, Samples, draws
 from experiments.evaluation.inception import Features, fid
-from experiments.evaluation.metrics import Metric, Metrics, by_name, measured
-from experiments.evaluation.references import ImageReference, too_few
-from experiments.evaluation.spaces import Classifier, of_classifier, svc_of
+from experiments.evaluation.metrics import Metrics, by_name, measured
+from experiments.evaluation.references import (
+    Classifier,
+    ImageReference,
+    of_classifier,
+    svc_of,
+    too_few,
+)
 
 MAX_IMAGES = 1_000  # The distances of all pairs are needed.
 
@@ -23,10 +28,8 @@ def evaluate_translation(
 ) -> Evaluation:
     """Computes the share of translated images in the target domain, and distances to sources.
 
-    A support-vector classifier, fitted to real training images, decides which domain an image
-    belongs to. Another `classifier`, trained on both domains, has features that see objects. Source
-    images replace the prior; the refined sample `i` belongs to the source image `i`. The FID
-    (table 3) compares the translations of held-out sources with held-out targets.
+    The refined sample `i` belongs to the source image `i`, and source images replace the prior. The
+    FID (table 3) compares the translations of held-out sources with held-out targets.
     """
     if reference.starts is None or reference.num_held_out is None:
         raise ValueError(f"the reference of {reference.name!r} has no source images")
@@ -34,20 +37,20 @@ def evaluate_translation(
     sources = reference.starts[:num]
     translated = np.clip(samples.refined[:num], -1.0, 1.0)
     targets = reference.images[:num]
-    record: dict[str, Any] = {
-        "start": "source",
-        "num_images": num,
-        "num_held_out_sources": min(num, reference.num_held_out),
-        "skipped": [],
-    }
-    metrics = _kept(translated, sources, targets)
+    record: dict[str, Any] = {"start": "source", "num_images": num, "skipped": []}
+    record["num_held_out_sources"] = min(num, reference.num_held_out)
+    distances = _rms(translated, sources)
+    nearest = float(np.mean(distances.argmin(axis=1) == np.arange(num)))
+    own, far = float(np.diagonal(distances).mean()), float(_rms(targets, sources).mean())
+    metrics = [
+        measured("own_source_nearest_share", [nearest], [1.0], [1.0 / num], num=num),
+        measured("distance_to_own_source", [own], [0.0], [far]),
+    ]
     if (svc := svc_of(reference)) is None:
         record["skipped"].append("target_share: no training images of the source for a classifier")
     else:
-        shares = []
-        for images in (translated, sources, targets):
-            classes = svc(images).classes
-            shares.append([] if classes is None else [classes[:, reference.fit_target].mean()])
+        seen = [svc(images).classes for images in (translated, sources, targets)]
+        shares = [[x[:, reference.fit_target].mean()] for x in seen if x is not None]
         metrics.append(measured("target_share", *shares, space="svc", num=num))
     few = too_few(len(reference.images))
     if few and (classifier is not None or inception is not None):
@@ -63,26 +66,14 @@ def evaluate_translation(
 
 def caption(metrics: Metrics) -> str:
     """Returns a caption with both shares; empty without metrics."""
-    found = {metric.definition: metric for metric in metrics.values()}
-    if (kept := found.get("own_source_nearest_share")) is None:
-        return ""
-    chance = kept.real.value if kept.real else 0.0
-    text = f"nearest to their own source: {100 * kept.value:.0f}% (by chance {100 * chance:.1f}%)"
-    if (share := found.get("target_share")) is None:
-        return text
-    sides = [("sources", share.prior), ("targets", share.real)]
-    others = ", ".join(f"{name} {100 * side.value:.0f}%" for name, side in sides if side)
-    return f"classified as the target: {100 * share.value:.0f}% ({others}); {text}"
-
-
-def _kept(translated: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> list[Metric]:
-    num, distances = len(translated), _rms(translated, sources)
-    nearest = float(np.mean(distances.argmin(axis=1) == np.arange(num)))
-    own, far = float(np.diagonal(distances).mean()), float(_rms(targets, sources).mean())
-    return [
-        measured("own_source_nearest_share", [nearest], [1.0], [1.0 / num], num=num),
-        measured("distance_to_own_source", [own], [0.0], [far]),
-    ]
+    found, parts = {metric.definition: metric for metric in metrics.values()}, []
+    if (share := found.get("target_share")) and share.prior and share.real:
+        sides = f"sources {share.prior.value:.0%}, targets {share.real.value:.0%}"
+        parts.append(f"classified as the target: {share.value:.0%} ({sides})")
+    if (kept := found.get("own_source_nearest_share")) and kept.real:
+        chance = f"{kept.value:.0%} (by chance {kept.real.value:.1%})"
+        parts.append(f"nearest to their own source: {chance}")
+    return "; ".join(parts)
 
 
 def _rms(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
-"""Figures of a run, one per function, for points or images. `report` puts them on one page."""
+"""Figures of a run, one per function, for points in the plane or images."""
 
-import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,20 +7,23 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from experiments.data.source import Source
 from experiments.evaluation.metrics import Metric
+from experiments.files import replacing
 from experiments.log import PREFIX
-from experiments.pictures import images, points, style
+from experiments.pictures import images, style
 from experiments.pictures.style import DATA, PRIOR, SAMPLES, save, styled
 
 __all__ = [
-    "animate_flow", "course", "num_shown", "over_length", "samples_and_data", "save", "strips",
-    "training",
+    "animate_flow", "course", "log_ratio_and_drift", "num_shown", "over_length",
+    "samples_and_data", "save", "strips", "training",
 ]  # fmt: skip
-_NUM_FRAMES = 16
+NUM_POINTS = 4_000  # More points would cover each other.
 _NUM_SMALL = 36  # Images of a panel among several.
 
 
@@ -33,11 +35,7 @@ def samples_and_data(
     domains: tuple[str, str] = ("", ""),
     caption: str = "",
 ) -> Figure:
-    """Draws the prior, the samples that flowed from it, and held-out data side by side.
-
-    For a translation, `prior[i]` is the source image of `samples[i]`, `domains` are the names of
-    source and target, and the caption is that of `evaluation.translation.caption`.
-    """
+    """Draws the prior (or source), samples that flowed from it, and held-out data side by side."""
     titles = ["prior $x_0$", r"samples $x_{K+\kappa}$", "data"]
     if source.starts is not None:
         start, target = (name and f": {style.plain(name)}" for name in domains)
@@ -56,16 +54,15 @@ def samples_and_data(
 def course(source: Source, snapshots: Sequence[tuple[int, np.ndarray]]) -> Figure:
     """Draws the same samples at several steps of training (fig. 4), more of them early on."""
     steps = [step for step, _ in snapshots]
-    picked = [(f"step {steps[i]:,}", snapshots[i][1]) for i in spread_by_ratio(steps, 6)]
-    return _small(source, dict(picked))
+    picked = {f"step {steps[i]:,}": snapshots[i][1] for i in spread_by_ratio(steps, 6)}
+    return _small(source, picked)
 
 
 @styled
 def strips(source: Source, path: np.ndarray, num_steps: int, start: str) -> Figure:
     """Draws samples along the flow: a row per image, or a panel per step for points (fig. 6).
 
-    The path is `x_0 ... x_{K+κ}` of B samples, [K + κ + 1, B, ...]. K is `num_steps`, and `start`
-    says where the flow starts.
+    The path is `x_0 ... x_{K+κ}` of B samples, [K + κ + 1, B, ...]; `start` names where it starts.
     """
     if source.kind == "points":
         return _small(source, {f"$x_{{{k}}}$": path[k] for k in _spread(len(path), 6)})
@@ -78,14 +75,17 @@ def strips(source: Source, path: np.ndarray, num_steps: int, start: str) -> Figu
 def animate_flow(source: Source, path: np.ndarray, file: Path) -> None:
     """Writes an animation of samples that flow along a path, [K + κ + 1, B, ...], as WebP."""
     figure, (ax,) = style.panels([""], size=2.6)
-    paint = _painter(source)
-
-    def show(step: int) -> None:
+    canvas, paint, frames = FigureCanvasAgg(figure), _painter(source), []
+    for step in _spread(len(path), 16):
         ax.clear()
         paint(ax, path[step])
         ax.set_title(f"$x_{{{step}}}$")
-
-    style.save_animation(figure, show, _spread(len(path), _NUM_FRAMES), file)
+        canvas.draw()
+        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
+    options = {"save_all": True, "append_images": frames[1:], "loop": 0, "quality": 50}
+    milliseconds = [180] * (len(frames) - 1) + [2_000]
+    with replacing(file) as opened:
+        frames[0].save(opened, format="webp", duration=milliseconds, **options)
 
 
 def _small(source: Source, sets: Mapping[str, np.ndarray]) -> Figure:
@@ -101,24 +101,55 @@ def _painter(source: Source, *, over_data: bool = True) -> Callable[..., None]:
     """Returns the function of a panel and of examples that draws these, over the data if points."""
     if source.kind == "images":
         return lambda ax, rows, colour=None: images.show(ax, images.square(rows[:_NUM_SMALL]))
-    data = source.held_out(points.NUM_SHOWN, 1)
+    data = source.held_out(NUM_POINTS, 1)
+    limits = _frame(data)
 
     def paint(ax: Axes, rows: np.ndarray, colour: str = SAMPLES) -> None:
         if over_data:
-            points.scatter(ax, data, PRIOR, points.frame(data), alpha=0.15)
-        points.scatter(ax, rows, colour, points.frame(data))
+            ax.scatter(data[:, 0], data[:, 1], s=1.2, color=PRIOR, alpha=0.15, linewidths=0)
+        x, y = rows[:NUM_POINTS].T
+        ax.scatter(x, y, s=1.2, color=colour, alpha=0.5, linewidths=0)
+        ax.set(xlim=limits, ylim=limits, xticks=[], yticks=[], aspect="equal")
 
     return paint
+
+
+def _frame(data: np.ndarray) -> tuple[float, float]:
+    """Returns a range for both axes that contains the data and a margin."""
+    reach = float(np.quantile(np.abs(data), 0.999)) * 1.25
+    return -reach, reach
+
+
+@styled
+def log_ratio_and_drift(
+    log_ratio_fn: Callable[[np.ndarray], np.ndarray],
+    drift_fn: Callable[[np.ndarray], np.ndarray],
+    data: np.ndarray,
+) -> Figure:
+    """Draws the estimated `log r` as a heat map with the drift as arrows, over the data."""
+    limits = _frame(data)
+    axes = (np.linspace(*limits, num, dtype=np.float32) for num in (160, 24))
+    fine, coarse = (np.stack(np.meshgrid(x, x), -1).reshape(-1, 2) for x in axes)
+    values = log_ratio_fn(fine).reshape(160, 160)
+    most = max(float(np.quantile(np.abs(values), 0.95)), 1e-6)
+    figure, (ax,) = style.panels(["estimated log-ratio and drift"], size=3.6)
+    place: dict[str, Any] = {"extent": (*limits, *limits), "origin": "lower"}
+    image = ax.imshow(values, cmap="RdBu_r", vmin=-most, vmax=most, **place)
+    figure.colorbar(image, ax=ax, label=r"$\log r = \log\,\tilde{q}/p$", shrink=0.8, extend="both")
+    ax.scatter(data[:, 0], data[:, 1], s=0.4, color="black", alpha=0.35, linewidths=0)
+    arrows = drift_fn(coarse)
+    # The square root of the length, because the drift is many times larger far from the data.
+    shown = arrows / np.maximum(np.sqrt(np.linalg.norm(arrows, axis=-1, keepdims=True)), 1e-9)
+    ax.quiver(*coarse.T, *shown.T, color="black", width=0.0025, alpha=0.8)
+    ax.set(xlim=limits, ylim=limits, xticks=[], yticks=[])
+    return figure
 
 
 @styled
 def training(
     records: list[dict[str, Any]], chance: float, best: Mapping[str, Any] | None = None
 ) -> Figure:
-    """Draws the metrics log: loss, mean ratios, norms, and the metric of samples if it has one.
-
-    `chance` is the loss of an estimator that cannot distinguish samples from data.
-    """
+    """Draws the metrics log, with the loss of an estimator that only guesses, `chance`."""
     judged = sorted({name for r in records for name in r if name.startswith(PREFIX)})
     curves: dict[str, dict[str, tuple[str, str]]] = {
         "Bregman loss": {"loss": ("loss", SAMPLES)},
@@ -157,13 +188,9 @@ def training(
 def over_length(
     points: Sequence[tuple[int, Metric]], title: str, marks: Mapping[str, int]
 ) -> tuple[Figure, tuple[int, Metric]]:
-    """Draws a metric of samples against the length of the flow (fig. 8), and returns the best.
-
-    The points are in order; `marks` are two lengths by name.
-    """
+    """Draws a metric against the length of the flow (fig. 8) with two marks; returns the best."""
     lengths, values = [length for length, _ in points], [m.value for _, m in points]
-    finite = [point for point in points if math.isfinite(point[1].value)]
-    best = min(finite or points, key=lambda point: point[1].value)
+    best = points[int(np.argmin(np.nan_to_num(values, nan=np.inf)))]
     figure, (ax,) = style.panels([""], size=4.5)
     ax.plot(lengths, values, ".-", color=SAMPLES)
     if min(values) > 0.0:  # Unbiased estimates of small distances may be negative.
@@ -181,10 +208,7 @@ def over_length(
 
 
 def spread_by_ratio(steps: Sequence[int], most: int) -> list[int]:
-    """Returns at most `most` indices of increasing steps, including first and last.
-
-    The ratios of the steps that they pick, except for 0, are about equal.
-    """
+    """Returns at most `most` indices of increasing steps whose ratios are about equal."""
     later = [step for step in steps if step > 0]
     zero = [i for i, step in enumerate(steps) if step == 0]
     if not later:
@@ -201,4 +225,4 @@ def _spread(count: int, most: int) -> list[int]:
 
 def num_shown(source: Source) -> int:
     """Returns the largest number of samples in a picture."""
-    return points.NUM_SHOWN if source.kind == "points" else images.NUM_SHOWN
+    return NUM_POINTS if source.kind == "points" else images.NUM_SHOWN

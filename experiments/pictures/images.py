@@ -12,7 +12,6 @@ from experiments.pictures.style import panels, plain, styled
 
 NUM_SHOWN = 100
 NUM_ROWS = 8  # Samples along the flow.
-_GAP = 0.35  # White space between a sample and its neighbours, in image widths.
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
@@ -67,15 +66,12 @@ def by_class(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> 
 
 @styled
 def neighbours(samples: np.ndarray, nearest: Mapping[str, np.ndarray]) -> Figure:
-    """Draws rows of a sample and its nearest training images, nearest first (fig. 10).
-
-    Images are in [-1, 1]: samples [Q, H, W, C], and by feature space the nearest [Q, k, H, W, C].
-    """
+    """Draws samples [Q, ...] and by feature space the nearest images [Q, k, ...] (fig. 10)."""
     titles = [f"sample | nearest by {space.replace('_', ' ')}" for space in nearest]
     figure, axes = panels(titles, size=4.2, height=3.2)
     for ax, images in zip(axes, nearest.values(), strict=True):
         sheet = tile(images.reshape(-1, *images.shape[2:]), images.shape[1])
-        gap = ((0, 0), (0, max(1, round(_GAP * samples.shape[2]))), (0, 0))
+        gap = ((0, 0), (0, max(1, samples.shape[2] // 3)), (0, 0))
         left = np.pad(tile(samples[: len(images)], 1), gap, constant_values=255)
         show(ax, np.concatenate([left, sheet], axis=1))
     return figure

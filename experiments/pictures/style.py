@@ -1,21 +1,18 @@
 """The style of all pictures: colours, sizes and file format."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from experiments.files import replacing
 
 DATA, SAMPLES, PRIOR = "#4878a8", "#d1602b", "#8a8a8a"
 _MAX_NAME = 24  # Characters of the name of a class or a data set in a picture.
-_FRAME_MS, _LAST_FRAME_MS = 180, 2_000  # Duration of the frames of an animation.
 _STYLE: Any = {
     # Pictures are at most 7 inches wide, so their labels are legible on a phone as well.
     "figure.dpi": 140,
@@ -40,10 +37,10 @@ def panels(
     rows = -(-len(titles) // columns)
     figure = Figure((size * columns, (height or size) * rows), layout="constrained")
     axes = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
-    for ax, title in zip(axes, titles, strict=False):
-        ax.set_title(title)
     for ax in axes[len(titles) :]:
         ax.set_axis_off()
+    for ax, title in zip(axes, titles, strict=False):
+        ax.set_title(title)
     return figure, axes[: len(titles)]
 
 
@@ -54,33 +51,8 @@ def plain(name: str) -> str:
 
 
 @styled
-def save_animation(
-    figure: Figure, update: Callable[[int], None], steps: Sequence[int], path: Path
-) -> None:
-    """Writes a figure as an animated WebP, with a frame for each step.
-
-    `update` changes the figure to show a step. The last frame stays longer than the others.
-    """
-    canvas = FigureCanvasAgg(figure)
-    frames = []
-    for step in steps:
-        update(step)
-        canvas.draw()
-        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
-    options = {
-        "save_all": True,
-        "append_images": frames[1:],
-        "duration": [_FRAME_MS] * (len(frames) - 1) + [_LAST_FRAME_MS],
-        "loop": 0,
-        "quality": 50,
-    }
-    with replacing(path) as file:
-        frames[0].save(file, format="webp", **options)
-
-
-@styled
 def save(figure: Figure, path: Path) -> Path:
-    """Writes a figure atomically. Creates the folder if it is missing."""
+    """Writes a figure atomically."""
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as file:
         figure.savefig(file, format=path.suffix[1:])

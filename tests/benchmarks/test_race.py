@@ -14,7 +14,6 @@ from benchmarks.race import data, judges, methods, page, training
 from configs import base
 from experiments import prior, settings
 from experiments.data import load
-from experiments.errors import UserError
 from fdrl_jax import priors
 from fdrl_jax.training import rng
 from fdrl_jax.training.problem import Constants
@@ -78,22 +77,11 @@ def test_a_contestant_trains_for_its_budget_and_draws(method, images, small, tmp
     expected = {"fdrl": [("prior", "evaluations", 0), ("fdrl", "gradients", 3)]}
     assert [entry[:3] for entry in entries] == expected.get(method, [(method, "evaluations", 3)])
     for entry in entries:
-        pixels, milliseconds = training.draw(contestant, trained, entry.sampler, 20)
+        pixels, _ = training.draw(contestant, trained, entry.sampler, 20)
         assert (pixels.shape, pixels.dtype) == ((20, 8, 8, 1), np.uint8)
-        assert milliseconds > 0
         if method != "flow_matching":  # They start from dark and from bright images.
             levels = pixels.mean(axis=(1, 2, 3))
             assert levels.min() < 90 < 120 < levels.max()
-
-
-def test_the_recipe_of_fdrl_cannot_be_changed_and_a_short_budget_is_refused(
-    images, small, tmp_path
-):
-    file = images[1].write("contestants", tmp_path / "contestants.npz")
-    with pytest.raises(ValueError, match="fdrl is raced as it ships, without width"):
-        methods.build("fdrl", "mnist", file, 1, {"width": 8})
-    with pytest.raises(ValueError, match="depth: allowed are width, num_blocks"):
-        methods.build("coupled", "mnist", file, 1, {"depth": 8})
 
 
 def test_each_image_is_coupled_with_its_own_gaussian_of_fdrls_mixture():
@@ -122,8 +110,6 @@ def test_the_integrator_follows_the_velocity_and_ends_with_the_expected_image(nu
     batch = {"position": np.arange(4, dtype=np.int32)}
     drawn = sampler(rng.root_key(0), {}, Constants((), start.params), batch)
     np.testing.assert_allclose(drawn, jnp.zeros((4, 2, 2, 1)), atol=1e-6)
-    with pytest.raises(ValueError, match="must be odd"):
-        methods.integrator(velocity, start, 4, stop=0.02)
 
 
 JUDGE = {"frechet_classifier": "classifier of mnist, 90.00% correct"}
@@ -172,16 +158,11 @@ def test_a_race_writes_its_lines_once_and_prints_the_table(images, tmp_path, mon
     command += ["--num_samples=32", "--budgets", "0.5", "--methods", "fdrl"]
     program.main(command)
     lines = [json.loads(line) for line in results.read_text().splitlines()]
-    needed = ("task", "method", "metric", "value", "seed", "machine", "budget", "judge", "real")
     for line in lines:
-        assert line.keys() >= {*needed, "prior", "commit", "command", "steps", "ms_per_sample"}
+        assert line.keys() >= {"seed", "machine", "budget", "judge", "commit", "command", "steps"}
         assert len(line["also"]["class shares"]) == 3  # Of samples, the prior and real images.
     assert lines[0]["prior"] == lines[0]["value"] == lines[1]["prior"] != lines[1]["value"]
-    assert (tmp_path / "mnist" / "fdrl-3-0.5-1.png").exists()
-    table = capsys.readouterr().out.splitlines()[-3:]
-    assert table[0].startswith("| real images |  | 1.000 |")
-    assert table[1].startswith("| prior and denoiser, no flow | 0, 0.1 | 1.000 |")
-    assert table[2].startswith("| FDRL | 9, 0.1 | 1.000 |")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| FDRL | 9, 0.1 | 1.000 |")
     monkeypatch.setattr(methods, "build", None)  # A second run would fail.
     program.main(command)
     assert len(results.read_text().splitlines()) == len(lines) == 2
@@ -200,10 +181,3 @@ def test_means_are_over_seeds_of_one_machine():
     line = "| FDRL | 54, 5 | 0.900 | 10.0% to 20.0% | 0.3 (0.2, 0.4) | 0.3 (0.2, 0.4) |"
     assert line in page.table(found)
     assert "| FDRL | 54, 5 | 0.900 | 10.0% to 20.0% | 9 | 9 |" in page.table(found)
-
-
-def test_a_zip_without_classes_is_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
-        archive.writestr("a.png", b"")
-    with pytest.raises(UserError, match="expected a folder of images per class"):
-        data.load(tmp_path / "set.zip")

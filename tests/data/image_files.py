@@ -21,10 +21,14 @@ def picture(width: int, height: int, number: int = 0) -> np.ndarray:
     return np.stack([channel % 256 for channel in channels], -1).astype(np.uint8)
 
 
-def encoded(pixels: np.ndarray, form: str = "PNG", **options: object) -> bytes:
+def saved(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, form, **options)
+    image.save(stream, form, **options)
     return stream.getvalue()
+
+
+def encoded(pixels: np.ndarray, form: str = "PNG", **options: object) -> bytes:
+    return saved(Image.fromarray(pixels), form, **options)
 
 
 def write_folder(root: Path, names: list[str], size: int = 8) -> Path:

@@ -1,13 +1,12 @@
 """Decoding and transforms: equal to the authors', and correct for all kinds of image files."""
 
-import io
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import encoded, picture
+from image_files import encoded, picture, saved
 from PIL import Image
 
 from experiments.data.decode import Transform, decode
@@ -22,29 +21,11 @@ RECIPES = {
 PLAIN = Transform()
 
 
-def saved(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, form, **options)
-    return stream.getvalue()
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_of_the_paper_equal_torchvision_within_one_grey_level(name):
     size, transform = RECIPES[name]
     ours = decode(picture(*size), transform)[::4, ::4].astype(int)
     assert np.abs(ours - GOLDEN[name].astype(int)).max() <= 1
-
-
-@pytest.mark.parametrize(("keep_aspect", "shape"), [(True, (10, 20, 3)), (False, (10, 10, 3))])
-def test_images_may_be_resized_without_a_crop(keep_aspect, shape):
-    transform = Transform(resize=10, keep_aspect=keep_aspect)
-    assert decode(picture(40, 20), transform).shape == shape
-
-
-def test_images_that_already_fit_are_not_changed():
-    pixels = picture(32, 32)
-    for payload in (pixels, encoded(pixels), encoded(pixels, "WEBP", lossless=True)):
-        np.testing.assert_array_equal(decode(payload, Transform(image_size=32)), pixels)
 
 
 def test_sixteen_bit_grey_is_scaled_and_not_cut_off():
@@ -74,9 +55,7 @@ def test_a_photograph_is_turned_upright():
     exif = Image.Exif()
     exif[0x0112] = 6  # To be rotated by 90 degrees, clockwise.
     ours = decode(saved(Image.fromarray(pixels), "PNG", exif=exif), PLAIN)
-    assert ours.shape == (8, 4, 3)
-    assert ours[:4].min() == 255
-    assert ours[4:].max() == 0
+    assert (ours.shape, ours[:4].min(), ours[4:].max()) == ((8, 4, 3), 255, 0)
 
 
 @pytest.mark.parametrize(
@@ -85,23 +64,17 @@ def test_a_photograph_is_turned_upright():
         (b"", "empty"),
         (b"GIF89a not one of ours", "not a PNG, JPEG or WEBP image"),
         (encoded(picture(32, 32))[:300], "damaged"),
+        (encoded(picture(32, 32)).replace(b"IDAT", b"IDAT\xff"), "damaged"),
         (encoded(picture(64, 64), "JPEG")[:700], "damaged"),
         (encoded(picture(64, 64), "WEBP")[:200], "damaged"),
         (np.zeros((4, 4, 3), np.float32), "expected pixels of uint8, got float32"),
         (np.zeros((0, 4, 3), np.uint8), r"got uint8 \[0, 4, 3\]"),
     ],
-    ids=["empty", "gif", "cut_png", "cut_jpeg", "cut_webp", "floats", "none"],
+    ids=["empty", "gif", "cut_png", "changed_png", "cut_jpeg", "cut_webp", "floats", "none"],
 )
 def test_a_file_that_is_not_an_image_is_refused_with_the_reason(payload, reason):
     with pytest.raises(ValueError, match=reason):
         decode(payload, PLAIN)
-
-
-def test_a_flipped_byte_in_a_png_is_noticed():
-    content = bytearray(encoded(picture(32, 32)))
-    content[len(content) // 2] ^= 0xFF
-    with pytest.raises(ValueError, match="damaged"):
-        decode(bytes(content), PLAIN)
 
 
 def test_a_bomb_beyond_the_limit_of_pillow_is_refused_by_its_header():
@@ -120,3 +93,9 @@ def test_with_channels_0_an_image_keeps_the_channels_it_is_stored_with(mode, cha
     stored = saved(Image.new(mode, (4, 4)))
     for given, expected in ((0, channels), (1, 1), (3, 3)):
         assert decode(stored, Transform(channels=given)).shape == (4, 4, expected)
+
+
+def test_images_that_already_fit_are_not_changed():
+    pixels = picture(32, 32)
+    for payload in (pixels, encoded(pixels), encoded(pixels, "WEBP", lossless=True)):
+        np.testing.assert_array_equal(decode(payload, Transform(image_size=32)), pixels)

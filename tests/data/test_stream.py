@@ -33,8 +33,7 @@ def read(count, sides=None, **options):
 
 def test_every_epoch_has_every_image_once_and_its_own_order():
     epochs = read(20, batch_size=3)["real"].reshape(3, NUM)  # Batches cross the ends of epochs.
-    for epoch in epochs:
-        assert sorted(epoch) == list(range(NUM))
+    assert all(sorted(epoch) == list(range(NUM)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
@@ -55,11 +54,6 @@ def test_threads_of_this_process_decode_so_that_a_kill_leaves_no_worker(monkeypa
     list(all_batches(images()))
     assert {process for process, _ in seen} == {os.getpid()}
     assert threading.get_ident() not in {thread for _, thread in seen}
-
-
-def test_two_processes_share_the_images_of_a_step_in_their_order():
-    two = [read(7, batch_size=2, process=(i, 2))["real"] for i in range(2)]
-    np.testing.assert_array_equal(read(7)["real"], np.concatenate(two, axis=1))
 
 
 def test_the_domains_of_a_pair_are_shuffled_separately_and_the_smaller_repeats():
@@ -84,7 +78,11 @@ def test_a_feed_stacks_the_steps_of_a_dispatch_for_each_device(tmp_path, monkeyp
         first, second = take(2)["real"], take(3)["real"]
     devices = first.shape[0]
     assert first.shape == second.shape == (devices, 3, 8 // devices, 8, 8, 3)
-    assert first[:, :2].any()
-    assert not first[:, 2:].any()
+    assert first[:, :2].any() > first[:, 2:].any()
     with source.open_feed(0, 8, 2, 3) as take:
         np.testing.assert_array_equal(take(3)["real"], second)
+
+
+def test_two_processes_share_the_images_of_a_step_in_their_order():
+    two = [read(7, batch_size=2, process=(i, 2))["real"] for i in range(2)]
+    np.testing.assert_array_equal(read(7)["real"], np.concatenate(two, axis=1))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import tensorflow_datasets
 from image_files import picture
 
 from experiments.data import load, split, tfds
+from experiments.data.decode import to_uint8
 from experiments.errors import DataError
 from experiments.settings import Data
 
@@ -25,18 +27,10 @@ def prepared(tmp_path_factory):
 
 def test_a_custom_set_is_read_without_its_builder(prepared):
     source = load(Data(name="tfds:glyphs", dir=str(prepared)))
-    pixels = np.concatenate([source.train(), source.held_out(100, 0)])
-    levels = np.round((pixels + 1.0) * 127.5).astype(np.uint8)
+    levels = to_uint8(np.concatenate([source.train(), source.held_out(100, 0)]))
     assert {x.tobytes() for x in levels} == {picture(8, 8, i).tobytes() for i in range(16)}
     assert (len(source.train()), source.classes) == (12, ("a", "b"))
     np.testing.assert_array_equal(source.labels.train.sum(), 6)
-
-
-def test_a_split_without_labels_has_no_class(prepared, monkeypatch):
-    monkeypatch.setattr(split, "HELD_OUT", ("unlabelled", "test"))
-    source = load(Data(name="tfds:glyphs", dir=str(prepared)))
-    assert source.labels is None
-    assert len(source.held_out(10, 0)) == 2
 
 
 def test_a_damaged_set_is_named(prepared, tmp_path):
@@ -61,36 +55,29 @@ def test_code_of_a_foreign_set_is_not_run(prepared, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["../x", "/etc", "x/../../y", "..", "*", "x/**", "x:../1", "a\nb"])
 def test_a_name_cannot_lead_out_of_the_root(name, tmp_path):
-    outside = tmp_path / "x" / "1.0.0"
-    outside.mkdir(parents=True)
-    (outside / "dataset_info.json").write_text("{}")
-    (tmp_path / "root").mkdir()
     with pytest.raises(DataError, match=r"data\.name must be tfds:NAME"):
-        tfds.find(name, str(tmp_path / "root"))
-
-
-def test_the_error_for_an_unknown_set_has_the_nearest_name(prepared):
-    with pytest.raises(DataError, match=r"neither a data set of TFDS nor .* mean 'glyphs'"):
-        load(Data(name="tfds:glyph", dir=str(prepared)))
+        tfds.find(name, str(tmp_path))
 
 
 def test_a_set_that_cannot_be_prepared_says_how_to(tmp_path, monkeypatch):
-    def no_network(*_, **__):
-        raise OSError("no route")
-
-    monkeypatch.setattr(tensorflow_datasets, "builder", no_network)
-    with pytest.raises(DataError, match=r"no route. .*tfds build mnist .*=array_record"):
+    monkeypatch.setattr(
+        tensorflow_datasets, "builder", lambda *_, **__: Path("/no/route").read_text()
+    )
+    with pytest.raises(DataError, match=r"no/route.*tfds build mnist .*=array_record"):
         load(Data(name="tfds:mnist", dir=str(tmp_path)))
 
 
 def test_a_set_is_downloaded_and_prepared_on_first_use(tmp_path, monkeypatch, capsys):
     from glyphs_builder import Glyphs
 
-    def builder(name, **arguments):
-        assert name == "mnist"
-        return Glyphs(**arguments)
-
-    monkeypatch.setattr(tensorflow_datasets, "builder", builder)
+    monkeypatch.setattr(tensorflow_datasets, "builder", lambda name, **options: Glyphs(**options))
     source = load(Data(name="tfds:mnist", dir=str(tmp_path)))
     assert len(source.train()) == 12
     assert "downloading and preparing it" in capsys.readouterr().out
+
+
+def test_a_split_without_labels_has_no_class(prepared, monkeypatch):
+    monkeypatch.setattr(split, "HELD_OUT", ("unlabelled", "test"))
+    source = load(Data(name="tfds:glyphs", dir=str(prepared)))
+    assert source.labels is None
+    assert len(source.held_out(10, 0)) == 2

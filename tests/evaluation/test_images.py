@@ -7,8 +7,8 @@ from experiments.data.built_in import digits, gaussians8
 from experiments.data.decode import to_unit
 from experiments.evaluation import Samples, draws, references
 from experiments.evaluation.draws import cheap_metric, num_read
-from experiments.evaluation.images import evaluate_images
-from experiments.evaluation.references import ImageReference
+from experiments.evaluation.images import evaluate_images, nearest, search
+from experiments.evaluation.references import ImageReference, Seen, spaces_of
 
 
 def by_brightness(images):
@@ -57,20 +57,15 @@ def test_a_classifier_gives_features_confidence_and_classes(found):
 def test_the_nearest_training_images_are_found_as_well(found):
     assert found.record["skipped"] == []
     assert set(found.nearest) == {"pixels", "random_conv", "classifier"}  # Figures 10 and 11.
-    assert {images.shape for images in found.nearest.values()} == {(8, 10, 16, 16, 3)}
     assert 0.3 < found.metrics["memorisation_auc_classifier"].value < 0.7
 
 
 def test_below_100_held_out_images_there_is_no_metric_but_nearest_images(stripes):
     images = to_unit(stripes(99, 0))
-    found = evaluate_images(
-        ImageReference("few", images),
-        Samples(images, images, images),
-        train_batches=lambda: [images],
-    )
+    few, samples = ImageReference("few", images), Samples(images, images, images)
+    found = evaluate_images(few, samples, train_batches=lambda: [images])
     assert found.metrics == {}
-    (reason,) = found.record["skipped"]
-    assert reason == "only 99 held-out images: distances mean nothing below 100"
+    assert found.record["skipped"] == [references.too_few(99)]
     np.testing.assert_array_equal(found.nearest["pixels"][:, 0], images[:8])
 
 
@@ -97,15 +92,13 @@ def test_draws_have_disjoint_halves_and_disjoint_samples_while_there_are_enough(
                 assert set(pool.images[rows, 0]) == {value}
         return pool.draws
 
-    halves = draws_of(100, 0, 250)
+    halves, with_spare = draws_of(100, 0, 250), draws_of(100, 300, 120)
     for draw in halves:
         assert [len(rows) for rows in draw] == [50] * 4
         assert not set(draw.reference) & set(draw.real)
     assert len({i for draw in halves for i in draw.samples}) == 250
-    with_spare = draws_of(100, 300, 120)
-    assert len({i for draw in with_spare for i in draw.reference}) == 100
     assert with_spare[0].real.tolist() != with_spare[1].real.tolist()
-    assert all(len(set(draw.samples)) == 100 for draw in with_spare)
+    assert all(len(set(draw.samples)) == len({*draw.reference}) == 100 for draw in with_spare)
 
 
 def test_precision_and_recall_follow_their_definition_also_for_equal_distances():
@@ -138,10 +131,39 @@ def test_the_cheap_metric_grows_with_noise_and_names_its_number_of_samples(sourc
 
 
 def test_digits_use_the_metric_of_their_evaluation_and_other_images_random_filters():
-    reference = references.of(digits())
-    samples = digits().train()[:400]
-    assert [num_read(reference, num) for num in (100, 400)] == [100, 360]
-    assert cheap_metric(reference)(samples).name == "frechet_svc_360"
+    reference, samples = references.of(digits()), digits().train()[:400]
     plain = reference._replace(fit_images=None)
-    assert num_read(plain, 400) == 400
-    assert cheap_metric(plain)(samples).name == "frechet_random_conv_400"
+    for data, num, name in ((reference, 360, "svc_360"), (plain, 400, "random_conv_400")):
+        assert num_read(data, 400) == num
+        assert cheap_metric(data)(samples).name == f"frechet_{name}"
+
+
+@pytest.fixture(scope="module")
+def small(stripes):
+    """Training, held-out and new images, in [-1, 1]."""
+    return np.split(to_unit(stripes(400, 0, size=8)), (200, 300))
+
+
+def in_batches(train, size=64):
+    return lambda: (train[first : first + size] for first in range(0, len(train), size))
+
+
+def test_neighbours_are_those_of_a_brute_force_search_whatever_the_batches(small):
+    train, held_out, _ = small
+    ours, theirs = (x.reshape(len(x), -1).astype(float) for x in (held_out, train))
+    distances = np.linalg.norm(ours[:, None] - theirs[None], axis=-1)
+    found = nearest(held_out, in_batches(train)(), 3, Seen, num_shown=2)
+    np.testing.assert_array_equal(found.indices, np.argsort(distances, axis=1)[:, :3])
+    np.testing.assert_allclose(found.distances, np.sort(distances, axis=1)[:, :3], rtol=1e-4)
+    np.testing.assert_array_equal(found.images, train[found.indices[:2]])
+
+
+def test_copies_score_one_and_new_images_a_half(small):
+    train, held_out, new = small
+    spaces = spaces_of(ImageReference("stripes", held_out))
+    for samples, score, error in ((train[:50], 1.0, 1e-6), (new, 0.5, 0.12)):
+        metrics, shown = search(samples, held_out, in_batches(train), spaces)
+        names = ["memorisation_auc_pixels", "memorisation_auc_random_conv"]
+        assert [metric.name for metric in metrics] == names
+        assert [metric.value for metric in metrics] == pytest.approx([score] * 2, abs=error)
+        assert shown["pixels"].shape == (8, 10, 8, 8, 3)

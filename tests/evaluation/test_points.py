@@ -77,15 +77,10 @@ def test_the_error_of_a_log_ratio_is_zero_for_the_true_one_and_that_of_its_mass_
     assert doubled == pytest.approx(2.0 - 1.0 - np.log(2), abs=0.02)
 
 
-@pytest.mark.parametrize(
-    "samples", [lambda real: np.repeat(real[:20], 10, axis=0), lambda real: real[:3]]
-)
-def test_a_metric_that_the_samples_do_not_allow_is_skipped_and_the_others_are_computed(
-    reference, samples
-):
-    ours = samples(reference.held_out(200, 50))
-    found = evaluate_points(reference, Samples(ours, ours, ours), lambda x: np.zeros(len(x)))
-    assert found.record["skipped"][0].startswith("metrics of the density: ")
-    assert set(found.metrics) == {
-        "energy_ratio", "energy_distance", "modes_hit", "high_quality_share"
-    }  # fmt: skip
+def test_a_metric_that_the_samples_do_not_allow_is_skipped_and_the_others_are_computed(reference):
+    real = reference.held_out(200, 50)
+    for ours in (np.repeat(real[:20], 10, axis=0), real[:3]):
+        found = evaluate_points(reference, Samples(ours, ours, ours), lambda x: np.zeros(len(x)))
+        assert found.record["skipped"][0].startswith("metrics of the density: ")
+        assert {"energy_ratio", "modes_hit"} < set(found.metrics)
+        assert not {"kl_to_data", "log_ratio_kl"} & set(found.metrics)

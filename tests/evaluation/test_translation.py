@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from experiments import pictures
 from experiments.data.built_in import digits
 from experiments.evaluation import Samples, references, translation
 from experiments.evaluation.translation import evaluate_translation
@@ -29,14 +28,9 @@ def test_unchanged_sources_are_kept_and_are_not_the_target(pair):
     own = found.metrics["own_source_nearest_share_30"]
     assert (own.value, own.prior.value) == (1.0, 1.0)
     assert own.real.value == pytest.approx(1 / 30)
-    assert found.record["num_images"] == 30
     caption = translation.caption(found.metrics)
     assert caption.startswith("classified as the target: 0% (sources 0%, targets 9")
     assert caption.endswith("nearest to their own source: 100% (by chance 3.3%)")
-    images = pair.held_out(4, 0)
-    figure = pictures.samples_and_data(pair, images, images, ("3", "8"), caption)
-    assert [ax.get_title() for ax in figure.axes][::2] == ["source: 3", "target: 8"]
-    assert figure.get_supxlabel().replace("\n", " ") == caption
 
 
 def test_random_images_of_the_target_are_the_target_and_keep_nothing(pair):
@@ -60,8 +54,6 @@ def test_the_fid_compares_translations_of_unseen_sources_with_unseen_targets(pai
     assert few.record["skipped"] == ["only 35 held-out images: distances mean nothing below 100"]
     many = reference._replace(images=np.tile(reference.images, (3, 1, 1, 1)))
     samples = Samples(reference.starts[:50], translated, translated)
-    found = evaluate_translation(many, samples, inception=features)
-    assert found.metrics["fid_37"].value > 0
+    assert "fid_37" in evaluate_translation(many, samples, inception=features).metrics
     np.testing.assert_array_equal(seen[0], translated[: reference.num_held_out])
     np.testing.assert_array_equal(seen[1], many.images)
-    assert reference.num_held_out < 50

@@ -179,10 +179,12 @@ def test_incomplete_checkpoints_are_reported_and_do_not_hinder_a_run(two, caplog
 
 
 def test_a_disk_that_fails_is_not_damage(two, monkeypatch):
+    errors = OSError(errno.EIO, "x"), ValueError("x [os_error_code='116']")
     with opened(two) as store, monkeypatch.context() as patched:
-        patched.setattr(store._manager, "restore", Mock(side_effect=OSError(errno.EIO, "x")))
-        with pytest.raises(OSError, match="x"):
-            store.restore(state_at(0))
+        patched.setattr(store._manager, "restore", Mock(side_effect=errors))
+        for error in errors:
+            with pytest.raises(type(error), match="x"):
+                store.restore(state_at(0))
     assert sorted(path.name for path in two.iterdir()) == ["1", "2"]
     assert is_equal(restore(two), state_at(2))
 

@@ -55,11 +55,8 @@ def test_mode_curve_writes_values_and_a_picture_and_names_the_best(trained, caps
         start("curve", trained.root, num_samples=1)
 
 
-@pytest.mark.parametrize(("num_steps", "stride"), [(20, 5), (100, 10), (3, 5), (1_000, 100)])
-def test_lengths_go_from_the_prior_to_beyond_k_and_include_both_ends_of_the_flow(num_steps, stride):
-    lengths = curve.choose_lengths(num_steps, 7)
-    assert lengths[0] == 0
-    assert lengths[-1] == num_steps + 50
-    assert {num_steps, num_steps + 7} < set(lengths)
-    assert set(range(0, num_steps + 51, stride)) <= set(lengths)
-    assert len(lengths) <= 24
+def test_lengths_go_from_the_prior_to_beyond_k_and_include_both_ends_of_the_flow():
+    for num_steps, stride in ((20, 5), (100, 10), (3, 5), (1_000, 100)):
+        lengths = curve.choose_lengths(num_steps, 7)
+        assert (lengths[0], lengths[-1]) == (0, num_steps + 50)
+        assert {num_steps, num_steps + 7, *range(0, num_steps + 51, stride)} <= set(lengths)

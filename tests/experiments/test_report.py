@@ -30,21 +30,17 @@ def test_a_picture_comes_first_then_one_sentence_then_one_table(trained, page):
     assert places == sorted(places)
     for name in record_of(trained)[0]["metrics"]:
         assert page.count(f"<small>{name},") == 1, "no metric twice"
-    assert "no unit" not in page
     assert "http" not in re.sub(r"data:image/\w+;base64,[^\"]*", "", page)
 
 
 def test_the_flow_plays_in_the_report_and_can_be_paused(trained, page):
     (movie,) = re.findall(r'<label class="movie">.*?</label>', page)
     assert '<input type="checkbox"> pause' in movie
-    assert 'alt="Samples that flow from the prior, animated."' in movie
     frames, width, height = map(
         int, re.search(r"--frames:(\d+);width:\d+px;aspect-ratio:(\d+)/(\d+)", movie).groups()
     )
     sheet = Image.open(io.BytesIO(b64decode(re.search('base64,([^"]*)', movie)[1])))
     assert sheet.size == (width, frames * height)
-    with Image.open(record_of(trained)[1] / "flow.webp") as animation:
-        assert animation.n_frames == frames == 5
     first, last = np.asarray(sheet)[:height], np.asarray(sheet)[-height:]
     assert np.abs(first.astype(int) - last).max() > 50, "points have moved"
 

@@ -1,7 +1,9 @@
 """Mode sample: files for other programs, records that distinguish them, classes, and kills."""
 
+import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,9 +12,12 @@ from small_runs import command, contents, start
 from experiments import draw, prior
 from experiments.data import load
 from experiments.errors import UserError
-from experiments.experiment import build, for_shape
+from experiments.experiment import build
 from experiments.run import open_checkpoint
 from experiments.sample import conditioned, labels_of
+from fdrl_jax.training import parallel
+
+NUM, NUM_PRIOR = 50, 10
 
 
 @pytest.fixture
@@ -47,10 +52,8 @@ def test_samples_of_other_settings_are_added_and_recorded_and_none_is_drawn_agai
     _, path = drawn(trained)
     before = contents(trained.samples)
     wilder, other = drawn(trained, {"flow.noise_scale": 0.5})
-    assert path != other
-    assert json.loads(other.with_suffix(".json").read_text())["key"]["settings"][
-        "flow.noise_scale"
-    ] == pytest.approx(0.5)
+    recorded = json.loads(other.with_suffix(".json").read_text())["key"]["settings"]
+    assert (path != other, recorded["flow.noise_scale"]) == (True, 0.5)
     assert contents(trained.samples).items() > before.items()
     other.unlink()  # A kill before the file was complete.
     np.testing.assert_array_equal(drawn(trained, {"flow.noise_scale": 0.5})[0], wilder)
@@ -65,13 +68,6 @@ def test_equal_images_give_equal_bytes(of_digits, drawn):
     path.unlink()
     drawn(of_digits)
     assert path.read_bytes() == before
-
-
-def test_samples_that_are_not_finite_are_refused_and_nothing_is_written(trained, drawn):
-    before = {path.name for path in trained.samples.glob("*")}
-    with pytest.raises(UserError, match="not finite numbers, so nothing was written"):
-        drawn(trained, {"flow.step_size": 1e38, "flow.noise_scale": 1e38})
-    assert {path.name for path in trained.samples.glob("*")} == before
 
 
 def test_samples_of_a_ratio_per_class_are_of_all_classes_in_turn_or_of_one(by_class, drawn):
@@ -94,13 +90,11 @@ def test_a_classifier_guides_sample_i_of_all_classes_as_that_of_class_i(
     np.testing.assert_allclose(every[7], sevens[7], atol=1)
     assert np.abs(every[8] - sevens[8]).max() > 1
     assert np.abs(of_class("7", 0.0) - sevens).max() > 1, "another weight draws other samples"
-    np.testing.assert_array_equal(of_class("7", 5.0), sevens)  # And replaces none.
 
 
 def test_a_classifier_chooses_the_components_where_samples_start(tiny):
     wanted = tiny("digits", {"prior.num_components": 10})
     source = load(wanted.data)
-    wanted = for_shape(wanted, source.event_shape)
     model = build(wanted, source, prior.fit_to(source, wanted.prior, 0))
     state = model.init_state()
     means = np.asarray(model.constants.prior["mean"])
@@ -131,12 +125,50 @@ def test_flags_of_classes_that_do_not_fit_are_explained(of_digits, flags, messag
 
 def test_a_class_is_given_by_name_or_number_and_the_error_suggests_the_nearest():
     classes = ("cat", "dog", "7")
-    positions = np.arange(4)
-    assert labels_of("dog", classes)(positions).tolist() == [1] * 4
-    assert labels_of("0", classes)(positions).tolist() == [0] * 4
-    assert labels_of("7", classes)(positions).tolist() == [2] * 4, "a name before a number"
-    assert labels_of("all", classes)(positions).tolist() == [0, 1, 2, 0]
+    # A name comes before a number.
+    for name, labels in (("dog", [1] * 4), ("0", [0] * 4), ("7", [2] * 4), ("all", [0, 1, 2, 0])):
+        assert labels_of(name, classes)(np.arange(4)).tolist() == labels
     with pytest.raises(UserError, match=r"did you mean 'dog'\?.*a number from 0 to 2, or all"):
         labels_of("doge", classes)
     with pytest.raises(UserError, match="the data have no classes"):
         labels_of("3", ())
+
+
+def test_samples_that_are_not_finite_are_refused_and_nothing_is_written(trained, drawn):
+    before = {path.name for path in trained.samples.glob("*")}
+    with pytest.raises(UserError, match="not finite numbers, so nothing was written"):
+        drawn(trained, {"flow.step_size": 1e38, "flow.noise_scale": 1e38})
+    assert {path.name for path in trained.samples.glob("*")} == before
+
+
+def test_other_stages_and_samples_never_leave_the_device(trained, monkeypatch):
+    opened = open_checkpoint(command("sample", trained.root))
+    model, state = opened.experiment, opened.state
+    whole = draw.sample_state(model, state, NUM, num_prior=NUM, num_bridged=NUM)
+    fetched, gather = [], parallel.gather
+    monkeypatch.setattr(parallel, "gather", lambda part: fetched.append(part.size) or gather(part))
+
+    some = draw.sample_state(model, state, NUM, num_prior=NUM_PRIOR)
+
+    assert [len(stage) for stage in some] == [NUM_PRIOR, 0, NUM]
+    np.testing.assert_array_equal(some.prior, whole.prior[:NUM_PRIOR])
+    np.testing.assert_allclose(some.refined, whole.refined, rtol=1e-5, atol=1e-6)
+    size = draw.batch_size(model, NUM)
+    assert NUM_PRIOR < size < NUM
+    assert fetched == [2 * size] * (1 + -(-NUM // size)), "all refined ones, one batch of the prior"
+    only = draw.sample_state(model, state, 0, num_prior=NUM)
+    np.testing.assert_array_equal(only.prior, whole.prior)
+    path = draw.paths(model, state, 4)
+    for step, stage in zip((0, 3, 4), whole, strict=True):
+        np.testing.assert_allclose(path[step], stage[:4], rtol=1e-5, atol=1e-6)
+
+
+def test_a_last_batch_that_is_not_full_needs_no_image_beyond_the_last_sample(trained):
+    opened, asked = open_checkpoint(command("sample", trained.root)), []
+    source = opened.experiment.source._replace(
+        starts=lambda positions: asked.extend(positions) or np.zeros((len(positions), 2))
+    )
+    model = dataclasses.replace(opened.experiment, source=source)
+    draw.make(model, ["prior"])(*draw.on_devices(model, opened.state), {"prior": 5})
+    assert draw.batch_size(model, 5) > 5 or jax.device_count() == 1
+    assert {*asked} == {0, 1, 2, 3, 4}

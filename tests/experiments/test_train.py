@@ -130,7 +130,7 @@ def test_a_run_that_is_stopped_anywhere_equals_the_uninterrupted_one(tmp_path, m
     folder = tmp_path / "parts"
     with monkeypatch.context() as patched:
         stop_at_question(0, patched)
-        with pytest.raises(StoppedError, match=r"before the first step\. Rerun to start again"):
+        with pytest.raises(StoppedError, match=r"no step is saved\. Rerun to resume"):
             train(folder, changes)
     assert steps_of(folder) == []
     for number in (1, 2, 3):  # After steps 1, 3 and 6: beside, and at, what is due.
