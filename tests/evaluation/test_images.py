@@ -152,10 +152,10 @@ def test_neighbours_are_those_of_a_brute_force_search_whatever_the_batches(small
     train, held_out, _ = small
     ours, theirs = (x.reshape(len(x), -1).astype(float) for x in (held_out, train))
     distances = np.linalg.norm(ours[:, None] - theirs[None], axis=-1)
-    found = nearest(held_out, in_batches(train)(), 3, Seen, num_shown=2)
-    np.testing.assert_array_equal(found.indices, np.argsort(distances, axis=1)[:, :3])
-    np.testing.assert_allclose(found.distances, np.sort(distances, axis=1)[:, :3], rtol=1e-4)
-    np.testing.assert_array_equal(found.images, train[found.indices[:2]])
+    found, indices, images = nearest(held_out, in_batches(train)(), 3, Seen, num_shown=2)
+    np.testing.assert_array_equal(indices, np.argsort(distances, axis=1)[:, :3])
+    np.testing.assert_allclose(found, np.sort(distances, axis=1)[:, :3], rtol=1e-4)
+    np.testing.assert_array_equal(images, train[indices[:2]])
 
 
 def test_copies_score_one_and_new_images_a_half(small):
