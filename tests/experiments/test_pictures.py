@@ -1,6 +1,5 @@
 """Pictures of arrays: grids, strips, curves, in a style of their own."""
 
-
 import matplotlib
 import numpy as np
 from PIL import Image
