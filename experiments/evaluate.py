@@ -65,8 +65,9 @@ def evaluate(
     file = folder / "record.json"
     if devices.first_process_says(file.is_file()):
         if is_first:
+            record = read_sealed(file)
             print(f"already evaluated: step {opened.step:,}")
-            _finish(opened.run, read_sealed(file), folder)
+            _finish(opened.run, record, folder)
         return
     samples = _draw(opened, num)
     if not is_first:
