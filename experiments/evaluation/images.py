@@ -6,17 +6,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import mannwhitneyu
 
-from experiments.evaluation import Evaluation, Samples, draws
+from experiments.evaluation import Evaluation, Samples, draws, references
 from experiments.evaluation.inception import Features, fid
 from experiments.evaluation.metrics import Metric, by_name, measured
-from experiments.evaluation.references import (
-    Classifier,
-    ImageReference,
-    Seen,
-    Space,
-    spaces_of,
-    too_few,
-)
 
 _MAX_QUERIES = 1_000  # Samples, and held-out images, whose nearest training images are searched.
 _MAX_QUERY_NUMBERS = 2**25  # Limit on the number of their pixels.
@@ -24,23 +16,23 @@ _NUM_SHOWN, _NUM_NEAREST = 8, 10  # Of the picture of nearest training images.
 
 
 def evaluate_images(
-    reference: ImageReference,
+    reference: references.ImageReference,
     samples: Samples,
     *,
     labels: np.ndarray | None = None,
     train_batches: Callable[[], Iterator[np.ndarray]] | None = None,
-    classifier: Classifier | None = None,
+    classifier: references.Classifier | None = None,
     inception: Features | None = None,
 ) -> Evaluation:
     """Compares samples, the prior and equally many real images with held-out images.
 
     Samples may have `labels`, [N]. Without training images, their neighbours and FID are skipped.
     """
-    few = too_few(len(reference.images))
+    few = references.too_few(len(reference.images))
     record: dict[str, Any] = {"num_held_out": len(reference.images), "skipped": [few] * bool(few)}
     metrics: list[Metric] = []
     pool = draws.pool(reference, samples.refined, samples.prior)
-    spaces = spaces_of(reference, classifier)
+    spaces = references.spaces_of(reference, classifier)
     if not few:
         metrics, views = draws.compare(spaces, pool)
         record |= {"num_draws": draws.NUM_DRAWS, "class_shares": {}}
@@ -67,7 +59,11 @@ def evaluate_images(
 
 
 def nearest(
-    queries: np.ndarray, train_batches: Iterable[np.ndarray], num: int, look: Space, num_shown: int
+    queries: np.ndarray,
+    train_batches: Iterable[np.ndarray],
+    num: int,
+    look: references.Space,
+    num_shown: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns distances of queries [Q, ...] to their nearest training images, indices, images.
 
@@ -96,7 +92,7 @@ def search(
     samples: np.ndarray,
     held_out: np.ndarray,
     train_batches: Callable[[], Iterator[np.ndarray]],
-    spaces: Mapping[str, Space],
+    spaces: Mapping[str, references.Space],
 ) -> tuple[list[Metric], dict[str, np.ndarray]]:
     """Returns how often held-out images are farther from training images than samples are.
 
@@ -104,7 +100,7 @@ def search(
     """
     metrics, shown = [], {}
     queries, num_shown = np.concatenate([samples, held_out]), min(_NUM_SHOWN, len(samples))
-    for name, look in {"pixels": Seen, **spaces}.items():
+    for name, look in {"pixels": references.Seen, **spaces}.items():
         near, _, shown[name] = nearest(queries, train_batches(), _NUM_NEAREST, look, num_shown)
         ours, theirs = near[: len(samples), 0], near[len(samples) :, 0]
         if len(theirs):
