@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import stats
+from scipy.spatial.distance import cdist
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import cross_val_score
@@ -74,6 +75,12 @@ def environment(args: argparse.Namespace, table: str) -> Path:
     return python
 
 
+def row(task: str, method: str, seed: int | None, metric: str, value: float, **more: Any) -> Row:
+    """Returns a row of a table."""
+    known = {"task": task, "method": method, "seed": seed, "metric": metric, "value": float(value)}
+    return known | more
+
+
 def timed(function: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, float]:
     """Returns the result and the CPU time in seconds, compilation included."""
     start = time.process_time()
@@ -95,20 +102,19 @@ def information(args: argparse.Namespace) -> Iterator[Row]:
                 name = file.name.split(",")[0]
                 estimate, seconds = timed(fdrl.mutual_information, jax.random.key(seed), x, y)
                 check = estimate.ratio.check()
-                row = {"task": f"{name}, {size:,} rows", "seed": seed, "metric": "nats"}
-                row |= {"real": truth}
-                yield row | {
-                    "method": "mutual_information",
-                    "value": estimate.value,
-                    "standard_error": estimate.standard_error,
-                    "trusted": check.trusted,
-                    "network": estimate.ratio.heads is not None,
-                    "ranks": estimate.ratio.columns.knots is not None,
-                    "waymarks": len(estimate.ratio.waymarks) - 2,
-                    "seconds": seconds,
-                }
+                task, real = f"{name}, {size:,} rows", {"real": truth}
+                yield row(
+                    *(task, "mutual_information", seed, "nats", estimate.value),
+                    **real,
+                    standard_error=estimate.standard_error,
+                    trusted=check.trusted,
+                    network=estimate.ratio.heads is not None,
+                    ranks=estimate.ratio.columns.knots is not None,
+                    waymarks=len(estimate.ratio.waymarks) - 2,
+                    seconds=seconds,
+                )
                 for rival, (value, rival_seconds) in others.items():
-                    yield row | {"method": rival, "value": value, "seconds": rival_seconds}
+                    yield row(task, rival, seed, "nats", value, **real, seconds=rival_seconds)
 
 
 def far(args: argparse.Namespace) -> Iterator[Row]:
@@ -128,53 +134,47 @@ def far(args: argparse.Namespace) -> Iterator[Row]:
                 num_waymarks=7,
                 options=Options(num_steps=steps[dim]),
             )
-            yield {
-                "task": f"Gaussians, {dim} dimensions",
-                "method": "mutual_information, 7 waymarks",
-                "seed": seed,
-                "metric": "nats",
-                "real": dim / 4,
-                "value": estimate.value,
-                "seconds": seconds,
-            }
+            task, method = f"Gaussians, {dim} dimensions", "mutual_information, 7 waymarks"
+            yield row(task, method, seed, "nats", estimate.value, real=dim / 4, seconds=seconds)
 
 
 Draw = Callable[[np.random.Generator, int, int], tuple[np.ndarray, np.ndarray]]
 
 
+def _pair(top: Callable[..., np.ndarray], bottom: Callable[..., np.ndarray]) -> Draw:
+    return lambda rng, n, d: (top(rng, (n, d)), bottom(rng, (n, d)))
+
+
 def _normal(shift: float, scale: float = 1.0) -> Draw:
-    return lambda rng, n, d: (rng.normal(shift, scale, (n, d)), rng.normal(0.0, 1.0, (n, d)))
+    return _pair(lambda r, s: r.normal(shift, scale, s), lambda r, s: r.normal(0.0, 1.0, s))
+
+
+def _levels(*shares: float) -> Callable[..., np.ndarray]:
+    return lambda rng, shape: rng.choice(3, shape, p=shares)
+
+
+def _zero(x: np.ndarray) -> np.ndarray:
+    zeros: np.ndarray = 0.0 * x.sum(1)
+    return zeros
 
 
 POWER: dict[str, tuple[Draw, Callable[[np.ndarray], np.ndarray]]] = {
-    "equal": (_normal(0.0), lambda x: 0.0 * x.sum(1)),
-    "equal, 3 levels": (
-        lambda rng, n, d: (rng.integers(0, 3, (n, d)), rng.integers(0, 3, (n, d))),
-        lambda x: 0.0 * x.sum(1),
-    ),
-    "equal, Cauchy": (
-        lambda rng, n, d: (rng.standard_cauchy((n, d)), rng.standard_cauchy((n, d))),
-        lambda x: 0.0 * x.sum(1),
-    ),
+    "equal": (_normal(0.0), _zero),
+    "equal, 3 levels": (_pair(*2 * [lambda r, s: r.integers(0, 3, s)]), _zero),
+    "equal, Cauchy": (_pair(*2 * [lambda r, s: r.standard_cauchy(s)]), _zero),
     "shift 0.5": (_normal(0.5), lambda x: (0.5 * x - 0.125).sum(1)),
     "shift 0.3": (_normal(0.3), lambda x: (0.3 * x - 0.045).sum(1)),
-    "scale 1.3": (
-        _normal(0.0, 1.3),
-        lambda x: (x**2 / 2 * (1 - 1.3**-2) - np.log(1.3)).sum(1),
-    ),
+    "scale 1.3": (_normal(0.0, 1.3), lambda x: (x**2 / 2 * (1 - 1.3**-2) - np.log(1.3)).sum(1)),
     "Student-t, 2 degrees, shift 0.5": (
-        lambda rng, n, d: (rng.standard_t(2, (n, d)) + 0.5, rng.standard_t(2, (n, d))),
+        _pair(lambda r, s: r.standard_t(2, s) + 0.5, lambda r, s: r.standard_t(2, s)),
         lambda x: (stats.t.logpdf(x, 2, 0.5) - stats.t.logpdf(x, 2)).sum(1),
     ),
     "lognormal, shift 0.5": (
-        lambda rng, n, d: (np.exp(rng.normal(0.5, 1, (n, d))), np.exp(rng.normal(0, 1, (n, d)))),
+        _pair(lambda r, s: np.exp(r.normal(0.5, 1, s)), lambda r, s: np.exp(r.normal(0, 1, s))),
         lambda x: (0.5 * np.log(x) - 0.125).sum(1),
     ),
     "3 levels, .5/.3/.2 over .3/.4/.3": (
-        lambda rng, n, d: (
-            rng.choice(3, (n, d), p=[0.5, 0.3, 0.2]),
-            rng.choice(3, (n, d), p=[0.3, 0.4, 0.3]),
-        ),
+        _pair(_levels(0.5, 0.3, 0.2), _levels(0.3, 0.4, 0.3)),
         lambda x: np.log(np.array([5 / 3, 3 / 4, 2 / 3]))[np.int64(x)].sum(1),
     ),
 }
@@ -189,18 +189,12 @@ def t_test(rng: np.random.Generator, top: np.ndarray, bottom: np.ndarray) -> flo
 def mmd(rng: np.random.Generator, top: np.ndarray, bottom: np.ndarray) -> float:
     """Returns the p-value of MMD (Gaussian kernel, median distance) by 200 permutations."""
     x = np.concatenate([top, bottom]).astype(float)
-    square = ((x[:, None] - x) ** 2).sum(-1) if len(x) < 500 else _square_distances(x)
+    square = cdist(x, x, "sqeuclidean")
     kernel = np.exp(-square / np.median(square[square > 0]))
     labels = np.repeat([1.0 / len(top), -1.0 / len(bottom)], [len(top), len(bottom)])
     draws = np.stack([labels, *(rng.permutation(labels) for _ in range(200))])
     values = np.sum((draws @ kernel) * draws, axis=1)
     return float(np.mean(values >= values[0] - 1e-12))
-
-
-def _square_distances(x: np.ndarray) -> np.ndarray:
-    norms = (x**2).sum(1)
-    distances: np.ndarray = np.maximum(norms[:, None] + norms - 2 * x @ x.T, 0.0)
-    return distances
 
 
 def classifier_test(rng: np.random.Generator, top: np.ndarray, bottom: np.ndarray) -> float:
@@ -237,16 +231,17 @@ def power(args: argparse.Namespace) -> Iterator[Row]:
                     for rival, test in rivals.items():
                         found[rival].append(test(rng, top, bottom))
                 task = f"{name}, {num} rows, {dim} columns"
+                more = {
+                    "error of log r": float(np.mean(errors)),
+                    "error of the ratio 1": float(np.mean(ones)),
+                    "trusted": trusted / trials,
+                }
                 for method, p in found.items():
-                    row: Row = {"task": task, "method": method, "metric": "share found at 5%"}
-                    row |= {"seed": None, "value": float(np.mean(np.array(p) <= 0.05))}
-                    if method == "fit_ratio":
-                        row |= {
-                            "error of log r": float(np.mean(errors)),
-                            "error of the ratio 1": float(np.mean(ones)),
-                            "trusted": trusted / trials,
-                        }
-                    yield row | {"trials": trials}
+                    share = np.mean(np.array(p) <= 0.05)
+                    extra = more if method == "fit_ratio" else {}
+                    yield row(
+                        task, method, None, "share found at 5%", share, **extra, trials=trials
+                    )
 
 
 def lalonde(args: argparse.Namespace) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -277,30 +272,24 @@ def weights(args: argparse.Namespace) -> Iterator[Row]:
 
     people = lalonde(args)
     outcomes = [p["re78"] for p in people]
-    effect = {"task": "LaLonde, CPS controls", "metric": "effect, dollars", "real": 1794}
-    none = outcomes[0].mean() - outcomes[1].mean()
-    yield effect | {"method": "no weights", "seed": None, "value": float(none)}
+
+    def effect(method: str, seed: int | None, w: np.ndarray, **more: Any) -> Row:
+        value = outcomes[0].mean() - np.average(outcomes[1], weights=w)
+        more = {"real": 1794, "effective sample size": float(w.sum() ** 2 / np.sum(w**2))} | more
+        return row("LaLonde, CPS controls", method, seed, "effect, dollars", value, **more)
+
+    yield effect("no weights", None, np.ones(len(outcomes[1])))
     for logs in (False, True):
         sets = [columns(p, logs) for p in people]
         kind = "log earnings" if logs else "raw columns"
         x, y = np.concatenate(sets), np.repeat([1, 0], [len(s) for s in sets])
         model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=2_000))
         log_w = model.fit(x, y).decision_function(sets[1])
-        yield effect | _effect(f"logistic regression, {kind}", None, outcomes, np.exp(log_w))
+        yield effect(f"logistic regression, {kind}", None, np.exp(log_w))
         for seed in range(args.seeds):
             ratio, seconds = timed(fdrl.fit_ratio, jax.random.key(seed), *sets)
-            check = ratio.check()
-            row = _effect(f"fit_ratio, {kind}", seed, outcomes, np.asarray(ratio.weights(sets[1])))
-            yield effect | row | {"seconds": seconds, "trusted": check.trusted}
-
-
-def _effect(method: str, seed: int | None, outcomes: list[np.ndarray], w: np.ndarray) -> Row:
-    return {
-        "method": method,
-        "seed": seed,
-        "value": float(outcomes[0].mean() - np.average(outcomes[1], weights=w)),
-        "effective sample size": float(w.sum() ** 2 / np.sum(w**2)),
-    }
+            w, trusted = np.asarray(ratio.weights(sets[1])), ratio.check().trusted
+            yield effect(f"fit_ratio, {kind}", seed, w, seconds=seconds, trusted=trusted)
 
 
 def two_moons(rng: np.random.Generator, theta: np.ndarray) -> np.ndarray:
@@ -407,10 +396,7 @@ def inference(args: argparse.Namespace) -> Iterator[Row]:
 
             theta = prior(10_000)
             found, seconds = timed(
-                fdrl.mutual_information,
-                jax.random.key(seed),
-                theta,
-                simulate(rng, theta),
+                *(fdrl.mutual_information, jax.random.key(seed), theta, simulate(rng, theta)),
                 num_waymarks=0,
             )
             values = []
@@ -423,17 +409,9 @@ def inference(args: argparse.Namespace) -> Iterator[Row]:
                     jax.random.key(number), found.ratio, x, np.float32(prior(500_000)), width
                 )
                 values.append(c2st(samples, reference))
-            yield {
-                "task": f"{name}, 10,000 simulations",
-                "method": "mutual_information(theta, x).ratio",
-                "seed": seed,
-                "metric": "C2ST",
-                "value": float(np.mean(values)),
-                "published NRE": published,
-                "of observations": values,
-                "nats": found.value,
-                "seconds": seconds,
-            }
+            more = {"published NRE": published, "of observations": values, "nats": found.value}
+            task, method = f"{name}, 10,000 simulations", "mutual_information(theta, x).ratio"
+            yield row(task, method, seed, "C2ST", np.mean(values), **more, seconds=seconds)
 
 
 def outliers(args: argparse.Namespace) -> Iterator[Row]:
@@ -447,15 +425,8 @@ def outliers(args: argparse.Namespace) -> Iterator[Row]:
     with zipfile.ZipFile(args.mnist) as file:
         names = sorted(n for n in file.namelist() if n.endswith((".png", ".jpg", ".jpeg", ".webp")))
         labels = np.array([int(name.split("/")[-2]) for name in names])
-        images = (
-            np.stack(
-                [
-                    np.asarray(Image.open(file.open(n)).convert("L").resize((14, 14)), np.float32)
-                    for n in names
-                ]
-            ).reshape(len(names), -1)
-            / 255.0
-        )
+        small = [Image.open(file.open(n)).convert("L").resize((14, 14)) for n in names]
+    images = np.stack([np.asarray(i, np.float32) for i in small]).reshape(len(names), -1) / 255.0
     for seed in range(args.seeds):
         rng = np.random.default_rng(seed)
         noisy = images + rng.uniform(0.0, 1.0 / 16.0, images.shape)
@@ -463,21 +434,16 @@ def outliers(args: argparse.Namespace) -> Iterator[Row]:
         for digit in (1, 4, 5, 7, 9):
             inliers = noisy[in_training & (labels != digit)]
             test, is_outlier = noisy[~in_training], labels[~in_training] == digit
-            ratio, seconds = timed(
-                fdrl.fit_ratio, jax.random.key(seed), inliers, test, num_waymarks=0
+            key = jax.random.key(seed)
+            ratio, seconds = timed(fdrl.fit_ratio, key, inliers, test, num_waymarks=0)
+            scores = ratio.log_ratio(test), ratio.scores[1].log_ratio
+            value, out = (float(average_precision_score(is_outlier, -s)) for s in scores)
+            yield row(
+                *(f"MNIST without {digit}", "fit_ratio, unlabelled test set", seed),
+                *("average precision", value),
+                **{"out of fold": out, "share of outliers": float(is_outlier.mean())},
+                seconds=seconds,
             )
-            yield {
-                "task": f"MNIST without {digit}",
-                "method": "fit_ratio, unlabelled test set",
-                "seed": seed,
-                "metric": "average precision",
-                "value": float(average_precision_score(is_outlier, -ratio.log_ratio(test))),
-                "out of fold": float(
-                    average_precision_score(is_outlier, -ratio.scores[1].log_ratio)
-                ),
-                "share of outliers": float(is_outlier.mean()),
-                "seconds": seconds,
-            }
 
 
 TABLES = {t.__name__: t for t in (information, far, power, weights, inference, outliers)}
@@ -503,15 +469,14 @@ def main(argv: list[str] | None = None) -> list[Row]:
         args.sizes = args.sizes or [5_000, 10_000]
     if args.table == "outliers" and args.mnist is None:
         parser.error("outliers needs --mnist")
-    args.out.mkdir(parents=True, exist_ok=True)
-    args.environment.mkdir(parents=True, exist_ok=True)
+    for folder in (args.out, args.environment):
+        folder.mkdir(parents=True, exist_ok=True)
     rows = []
     with (args.out / f"{args.table}.jsonl").open("a") as file:
-        for row in TABLES[args.table](args):
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+        for found in TABLES[args.table](args):
+            rows.append(found)
+            for stream in (sys.stdout, file):
+                print(json.dumps(found), file=stream, flush=True)
     return rows
 
 

@@ -201,7 +201,7 @@ def fit(training: Training, opened: Run) -> Restored:
                 count = min(wanted.train.steps_per_dispatch, _until_due(wanted, step))
                 # Fetched while the device works on the previous dispatch.
                 host_batches = take(count)
-                state, metrics = run_steps(key, state, constants, host_batches, count, 0)
+                state, metrics = run_steps(key, state, constants, host_batches, count)
                 recent.add(count, metrics)
                 step += count
                 bar.update(count)

@@ -8,11 +8,9 @@ Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
 """
 
 from fdrl_jax.ratio.density import LogDensity, log_density
-from fdrl_jax.ratio.fit import fit_ratio
-from fdrl_jax.ratio.information import MutualInformation, mutual_information
-from fdrl_jax.ratio.network import Network, Trunk
+from fdrl_jax.ratio.fit import MutualInformation, fit_ratio, mutual_information
 from fdrl_jax.ratio.result import Check, DensityRatio, Estimate
-from fdrl_jax.ratio.training import Options
+from fdrl_jax.ratio.training import Network, Options, Trunk
 
 __all__ = [
     "Check",

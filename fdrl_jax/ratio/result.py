@@ -14,21 +14,12 @@ from scipy.stats import rankdata
 
 from fdrl_jax import divergences
 from fdrl_jax.divergences import FDivergence
-from fdrl_jax.ratio import evidence
-from fdrl_jax.ratio.base import Columns, Quadratic
-from fdrl_jax.ratio.bridges import Gaussians
-from fdrl_jax.ratio.network import Heads
+from fdrl_jax.ratio.base import Columns, Quadratic, smallest_kl
+from fdrl_jax.ratio.training import Gaussians, Heads
 
 __all__ = [
-    "Check",
-    "DensityRatio",
-    "Estimate",
-    "Scores",
-    "area_under_curve",
-    "check_columns",
-    "column_names",
-    "mean_of",
-    "row_log_ratios",
+    *("Check", "DensityRatio", "Estimate", "Scores", "area_under_curve", "check_columns"),
+    *("column_names", "mean_of", "row_log_ratios"),
 ]
 __dir__ = __all__.copy
 
@@ -38,6 +29,7 @@ _CHUNK = 8192  # Points per call of the network, which bounds memory.
 _MAX_LOG_RATIO = 80.0  # exp(89) is infinite in float32.
 _SEPARABLE_AUC = 0.999
 _MIN_EFFECTIVE = 30.0
+_STATIC = {"static": True}
 _LIMITS = 0.75, 1.33  # Of the calibration slope and the mean ratio.
 
 
@@ -61,10 +53,8 @@ class Estimate(NamedTuple):
 class Scores(NamedTuple):
     """Log-ratios of the rows of a set, each by a fit without this row.
 
-    Attributes:
-      log_ratio: [N].
-      weight: with the sum 1, [N]; 0 where the fit knows the row (behind a bridge).
-      group: rows with one number count as one in standard errors, [N].
+    Weights have the sum 1, and are 0 where the fit knows the row (behind a bridge). Rows with one
+    number in `group` count as one in standard errors. [N] each.
     """
 
     log_ratio: np.ndarray
@@ -103,33 +93,31 @@ class Check(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class DensityRatio:
-    """The ratio `r(x) = numerator(x) / denominator(x)`, as `fit_ratio` returns it.
-
-    It is a pytree, so it can be an argument of compiled functions.
+    """The ratio `r(x) = numerator(x) / denominator(x)`, as `fit_ratio` returns it; a pytree.
 
     Attributes:
-      heads: the network, one output per pair of adjacent waymarks; `None` if it did not help.
+      scores: the rows of numerator and denominator.
       columns: the map of the columns.
       offset: the log-ratio that the network is added to, one for each of F folds.
-      params: parameters of the network, with a leading axis of folds.
-      scores: the rows of numerator and denominator.
+      aucs: area under the curve of each pair of adjacent waymarks on held-out examples, H numbers.
       p_value: of "both sets have one distribution".
+      heads: the network, one output per pair of adjacent waymarks; `None` if it did not help.
+      params: parameters of the network, with a leading axis of folds.
       waymarks: positions of the waymarks, from 0 (numerator) to 1 (denominator), H + 1 numbers.
-      aucs: area under the curve of each adjacent pair on held-out examples, H numbers.
       num_steps: training steps of the network.
       names: names of the columns, if a set was a data frame.
     """
 
-    heads: Heads | None = dataclasses.field(metadata={"static": True})
+    scores: tuple[Scores, Scores]
     columns: Columns
     offset: Quadratic | Gaussians
-    params: Any
-    scores: tuple[Scores, Scores]
-    p_value: float = dataclasses.field(metadata={"static": True})
-    waymarks: tuple[float, ...] = dataclasses.field(metadata={"static": True})
-    aucs: tuple[float, ...] = dataclasses.field(metadata={"static": True})
-    num_steps: int = dataclasses.field(metadata={"static": True})
-    names: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+    aucs: tuple[float, ...] = dataclasses.field(metadata=_STATIC)
+    p_value: float = dataclasses.field(default=1.0, metadata=_STATIC)
+    heads: Heads | None = dataclasses.field(default=None, metadata=_STATIC)
+    params: Any = None
+    waymarks: tuple[float, ...] = dataclasses.field(default=(0.0, 1.0), metadata=_STATIC)
+    num_steps: int = dataclasses.field(default=0, metadata=_STATIC)
+    names: tuple[str, ...] = dataclasses.field(default=(), metadata=_STATIC)
 
     def __repr__(self) -> str:
         sizes = [f"{len(s.log_ratio):,}" for s in self.scores]
@@ -145,13 +133,11 @@ class DensityRatio:
 
         Args:
           x: points with the columns of the fit, [B, ...], or [B] for data of one column.
-          alpha: for the relative ratio `r / (alpha r + 1 - alpha)`, which is at most `1 / alpha`.
+          alpha: for the relative ratio `r / (alpha r + 1 - alpha)` (Yamada et al., 2013), which is
+            at most `1 / alpha`.
 
         Returns:
           `log numerator(x) / denominator(x)`, [B], in nats; NaN where `x` is.
-
-        Reference: Yamada et al., "Relative density-ratio estimation for robust distribution
-        comparison", 2013.
         """
         return _relative(jnp.mean(self._of_folds(x), axis=0), alpha)
 
@@ -177,13 +163,9 @@ class DensityRatio:
             )
         x = jnp.asarray(self.columns.standardised(x), jnp.float32)
         size = len(x) if isinstance(x, jax.core.Tracer) else _CHUNK
-        parts = [
-            _fold_log_ratios(
-                self.heads, self.columns, self.offset, self.params, x[start : start + size]
-            )
-            for start in range(0, max(len(x), 1), max(size, 1))
-        ]
-        return jnp.concatenate(parts, axis=1)
+        fit = self.heads, self.columns, self.offset, self.params
+        starts = range(0, max(len(x), 1), max(size, 1))
+        return jnp.concatenate([_fold_log_ratios(*fit, x[i : i + size]) for i in starts], axis=1)
 
     def weights(
         self, x: ArrayLike | None = None, *, alpha: float = 0.0, truncate: float | None = None
@@ -197,74 +179,52 @@ class DensityRatio:
             a fit without this row, and multiplied by its own weight.
           alpha: as in `log_ratio`.
           truncate: if given, weights above this multiple of their mean are set to it before they
-            are normalised again. `sqrt(B)` keeps the estimate consistent (Ionides 2008).
-
-        Reference: Ionides, "Truncated importance sampling", 2008.
+            are normalised again. `sqrt(B)` keeps the estimate consistent (Ionides, 2008).
         """
         if truncate is not None and not truncate > 0.0:
             raise ValueError(f"truncate must be above 0, got {truncate}")
         if x is None:
-            log_ratio = _relative(jnp.asarray(self.scores[1].log_ratio), alpha)
-            own = jnp.log(jnp.asarray(self.scores[1].weight))
-            weights = len(own) * jax.nn.softmax(log_ratio + own)
+            log_weight = _relative(jnp.asarray(self.scores[1].log_ratio), alpha)
+            log_weight += jnp.log(jnp.asarray(self.scores[1].weight))
         else:
-            log_ratio = self.log_ratio(x, alpha=alpha)
-            weights = len(log_ratio) * jax.nn.softmax(log_ratio)
+            log_weight = self.log_ratio(x, alpha=alpha)
+        weights = len(log_weight) * jax.nn.softmax(log_weight)
         if truncate is not None:
             weights = jnp.minimum(weights, truncate)
             weights = weights / jnp.mean(weights)
         return weights
 
     def effective_sample_size(self, x: ArrayLike | None = None) -> float:
-        """Returns `(sum w)^2 / sum w^2` of samples of the denominator, from 1 to their number.
-
-        `x` is as in `weights`. Reference: Kong, "A note on importance sampling using standardized
-        weights", 1992.
-        """
+        """Returns Kong's `(sum w)^2 / sum w^2`, from 1 to the number of samples; see `weights`."""
         return _effective_sample_size(np.asarray(self.weights(x), np.float64))
 
-    def divergence(
-        self,
-        divergence: str | FDivergence = "kl",
-        numerator: ArrayLike | None = None,
-        denominator: ArrayLike | None = None,
-    ) -> Estimate:
-        """Estimates `D_f(numerator || denominator) = E_denominator[f(r)]`, neither bound.
+    def divergence(self, divergence: str | FDivergence = "kl") -> Estimate:
+        """Estimates `D_f(numerator || denominator) = E_denominator[f(r)]`, neither bound, in nats.
 
-        Both sets are used with the balance heuristic (Veach and Guibas, 1995): the mean of
-        `f(r) / (1 + r)` over the numerator plus that over the denominator. KL is
-        `E_numerator[log r]`, and reverse KL `-E_denominator[log r]`.
-
-        Args:
-          divergence: the f-divergence, or its name, as for `divergences.get`.
-          numerator: examples that were not used in the fit, [n, ...]; by default the rows of the
-            fit, each with a ratio that was not fitted to it.
-          denominator: the same for the denominator, [m, ...].
-
-        Returns:
-          The divergence, in nats for KL, and its standard error, without the error of the ratio.
+        Rows have ratios that were not fitted to them, and the standard error leaves out that of the
+        ratio. KL is `E_numerator[log r]`, and reverse KL `-E_denominator[log r]`; others use the
+        balance heuristic (Veach and Guibas, 1995), the mean of `f(r) / (1 + r)` over the numerator
+        plus that over the denominator.
         """
         divergence = divergences.get(divergence)
-        top, bottom = (
-            scores if given is None else _new_scores(self.log_ratio(given))
-            for given, scores in zip((numerator, denominator), self.scores, strict=True)
-        )
-        if not all(sizes := (len(top.log_ratio), len(bottom.log_ratio))):
-            raise ValueError(
-                f"a divergence needs examples of both sets, got {sizes[0]} and {sizes[1]}"
-            )
+        top, bottom = self.scores
         if divergence.f is divergences.KL.f:
             return mean_of(top.log_ratio, top)
         if divergence.f is divergences.REVERSE_KL.f:
             return mean_of(-bottom.log_ratio, bottom)
-        parts = [mean_of(_balanced(divergence, s.log_ratio), s) for s in (top, bottom)]
+        parts = []
+        for scores in self.scores:
+            ratio = np.exp(np.clip(scores.log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+            with jax.enable_x64(True):  # Powers of large ratios overflow in float32.
+                values = np.asarray(divergence.f(jnp.asarray(ratio)))
+            parts.append(mean_of(values / (1.0 + ratio), scores))
         error = float(np.hypot(parts[0].standard_error, parts[1].standard_error))
         return Estimate(parts[0].value + parts[1].value, error)
 
     def check(self) -> Check:
         """Checks the ratio by rows that were not fitted; two answers, about it and its weights."""
         top, bottom = self.scores
-        sizes = _effective_rows(top), _effective_rows(bottom)
+        n, m = (_effective_sample_size(np.bincount(s.group, s.weight)) for s in self.scores)
         ratios = np.exp(np.minimum(bottom.log_ratio, _MAX_LOG_RATIO))
         auc = area_under_curve(top.log_ratio, bottom.log_ratio, top.weight, bottom.weight)
         found = Check(
@@ -272,15 +232,15 @@ class DensityRatio:
             usable=False,
             verdict="",
             p_value=self.p_value,
-            smallest_kl=evidence.smallest_kl(sizes, self.columns.shift.size),
+            smallest_kl=smallest_kl((n, m), self.columns.shift.size),
             # No row of separable sets is near both, so their calibration is unknown.
             slope=_slope(top, bottom) if auc <= _SEPARABLE_AUC else Estimate(np.nan, np.inf),
             mean_ratio=mean_of(ratios, bottom),
             # The error is that of equal sets (Mann and Whitney), which is the largest.
-            auc=Estimate(auc, float(np.sqrt((1.0 / sizes[0] + 1.0 / sizes[1]) / 12.0))),
+            auc=Estimate(auc, float(np.sqrt((1.0 / n + 1.0 / m) / 12.0))),
             effective_sample_size=_effective_sample_size(bottom.weight * ratios),
         )
-        trusted, verdict = self._verdict(found, sizes)
+        trusted, verdict = self._verdict(found, n, m)
         effective = found.effective_sample_size
         usable = trusted and effective >= _MIN_EFFECTIVE
         verdict += (
@@ -290,7 +250,7 @@ class DensityRatio:
         )
         return found._replace(trusted=trusted, usable=usable, verdict=verdict)
 
-    def _verdict(self, found: Check, sizes: tuple[float, float]) -> tuple[bool, str]:
+    def _verdict(self, found: Check, n: float, m: float) -> tuple[bool, str]:
         kls = self.divergence("kl"), self.divergence("reverse_kl")
         wrong, todo = "", "use more examples or another network"
         if max(self.aucs) > _SEPARABLE_AUC:
@@ -302,7 +262,7 @@ class DensityRatio:
         elif self.p_value > 0.05:
             return False, (
                 f"There is not enough evidence to distinguish the sets (p = {self.p_value:.2g}): "
-                f"n = {sizes[0]:.0f} and {sizes[1]:.0f}, smallest KL that would show "
+                f"n = {n:.0f} and {m:.0f}, smallest KL that would show "
                 f"{found.smallest_kl:.2g} nats."
             )
         elif max(kl.value + 2.0 * kl.standard_error for kl in kls) < 0.0 or (
@@ -366,17 +326,6 @@ def mean_of(values: np.ndarray, scores: Scores) -> Estimate:
     return Estimate(mean, float(np.sqrt(sums @ sums)))
 
 
-def _new_scores(log_ratio: Array) -> Scores:
-    num = len(log_ratio)
-    return Scores(
-        np.asarray(log_ratio, np.float64), np.full(num, 1.0 / max(num, 1)), np.arange(num)
-    )
-
-
-def _effective_rows(scores: Scores) -> float:
-    return _effective_sample_size(np.bincount(scores.group, scores.weight))
-
-
 def _effective_sample_size(weights: np.ndarray) -> float:
     return float(weights.sum() ** 2 / max(np.sum(weights**2), 1e-300))
 
@@ -387,14 +336,6 @@ def _relative(log_ratio: Array, alpha: float) -> Array:
     if alpha == 0.0:
         return log_ratio
     return -jnp.logaddexp(jnp.log(alpha), jnp.log1p(-alpha) - log_ratio)
-
-
-def _balanced(divergence: FDivergence, log_r: np.ndarray) -> np.ndarray:
-    ratio = np.exp(np.clip(log_r, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
-    with jax.enable_x64(True):  # Powers of large ratios overflow in float32.
-        values: np.ndarray = np.asarray(divergence.f(jnp.asarray(ratio)))
-    terms: np.ndarray = values / (1.0 + ratio)
-    return terms
 
 
 def _slope(top: Scores, bottom: Scores) -> Estimate:

@@ -71,7 +71,7 @@ def test_extreme_values_together_are_refused_or_make_a_step(data, tiny):
         (model.state_shapes(), model.constants),
     )
     step = parallel.map_steps(model.repeated_step())
-    jax.eval_shape(step, rng.root_key(wanted.seed), state, constants, None, 1, 0)
+    jax.eval_shape(step, rng.root_key(wanted.seed), state, constants, None, 1)
 
 
 @pytest.mark.parametrize(
