@@ -190,7 +190,8 @@ def fit(training: Training, opened: Run) -> Restored:
                         save()
                 if step == last:
                     break
-                count = min(wanted.train.steps_per_dispatch, _until_due(wanted, step))
+                most = wanted.train.steps_per_dispatch
+                count = next((n for n in range(1, most) if _due(wanted, step + n)), most)
                 # Fetched while the device works on the previous dispatch.
                 host_batches = take(count)
                 state, metrics = run_steps(key, state, constants, host_batches, count)
@@ -212,13 +213,6 @@ def _due(wanted: Settings, step: int) -> set[str]:
     every = {name: getattr(wanted, name).every_steps for name in _ACTIONS}
     due = {name for name, of in every.items() if step and of and (is_last or step % of == 0)}
     return due | ({"snapshot"} if step in _EARLY_SNAPSHOTS else set())
-
-
-def _until_due(wanted: Settings, step: int) -> int:
-    """Returns the number of steps until something is due."""
-    every = [getattr(wanted, name).every_steps for name in _ACTIONS]
-    early = [at - step for at in _EARLY_SNAPSHOTS if at > step]
-    return min(wanted.train.num_steps - step, *(of - step % of for of in every if of), *early)
 
 
 class _Recent:
