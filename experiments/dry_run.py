@@ -43,7 +43,7 @@ def dry_run(command: Command) -> None:
 
     def arguments() -> tuple[Any, ...]:
         # The step takes over the buffers of the state, so they are made again each time.
-        return model.root_key, parallel.replicate(zeros), constants, host_batches, 1, 0
+        return model.root_key, parallel.replicate(zeros), constants, host_batches, 1
 
     run_steps = parallel.map_steps(model.repeated_step())
     started = time.perf_counter()

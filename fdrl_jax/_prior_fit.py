@@ -1,8 +1,9 @@
 """Fits a mixture of Gaussians to examples, in float64 on the host.
 
 The scatter matrix is a sum of `v vᵀ` over rows `v`. Each batch contributes its centred examples and
-one more row that accounts for the change of the mean (Chan, Golub and LeVeque, 1979). This avoids
-both cancellation and a second pass.
+one more row that accounts for the change of the mean (Chan, Golub and LeVeque, "Updating formulae
+and a pairwise algorithm for computing sample variances", 1979). This avoids both cancellation and a
+second pass.
 """
 
 import itertools
@@ -28,23 +29,13 @@ _EXAMPLES_PER_CLUSTER, _MIN_CLUSTERS, _MAX_CLUSTERS = 70, 30, 100
 
 
 class Fitted(NamedTuple):
-    """A mixture of M Gaussians, `Σ_m w_m N(μ_m, F_m F_mᵀ + C diag(s_m²) Cᵀ)`.
-
-    The columns of `C` are the cosines of the orthonormal discrete cosine transform.
-
-    Attributes:
-      weights: `w`, [M], which sum to 1; or [C, M], with a row for the samples of each class.
-      mean: `μ`, [M, D].
-      factor: all `F` side by side, [D, M k], float32.
-      remainder_scale: `s`, [M, ...], float32; or `None` if the factors are exact.
-      share_held: share of the variance within components that the factors explain.
-    """
+    """The arrays of `priors.mixture`, with no remainder if the factors are exact."""
 
     weights: np.ndarray
     mean: np.ndarray
     factor: np.ndarray
     remainder_scale: np.ndarray | None
-    share_held: float
+    share_held: float  # Of the variance within components, by the factors.
 
 
 def choose(
@@ -57,9 +48,8 @@ def choose(
 ) -> tuple[int, int]:
     """Returns the number of Gaussians (of each class) and their rank, 0 for a full covariance.
 
-    `None` are usual numbers: of components one that fits the number of examples, 1 if there are too
-    few, whose factor is at most as large as that of the largest full covariance; and of ranks at
-    most half of the mean number of examples per component.
+    `None` chooses components by the number of examples, with a factor at most as large as that of
+    the largest full covariance, and ranks of at most half of the examples per component.
     """
     if rank is not None and not 1 <= rank <= size:
         raise ValueError(f"the rank must be from 1 to {size}, the size of an example, got {rank}")
@@ -78,11 +68,7 @@ def choose(
 
 
 def fit_one(examples: Iterable[np.ndarray], rank: int, jitter: float) -> Fitted:
-    """Fits one Gaussian to batches of examples in one pass; a rank of 0 is exact.
-
-    N examples of a size above N have a covariance of a rank below N, so that a factor of N columns
-    represents it.
-    """
+    """Fits one Gaussian to batches of examples in one pass; a rank of 0 is exact."""
     if rank:
         part = low_rank(examples, rank)
         factor, scale = _with_remainder(part, jitter)
@@ -145,8 +131,7 @@ def clusters(
 ) -> np.ndarray:
     """Assigns examples to clusters: k-means in the leading 50 principal directions of the data.
 
-    With labels, each class has clusters of its own, at most as many as it has examples. Clusters
-    that lose all examples are left out, so that every number up to the largest occurs.
+    With labels, each class has clusters of its own. Clusters without examples are left out.
 
     Reference: Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
     """
@@ -176,19 +161,14 @@ def clusters(
 class LowRank(NamedTuple):
     """The leading eigenvectors of a covariance that is never formed.
 
-    Attributes:
-      mean: [D].
-      directions: [D, k], by decreasing variance. Those with a variance are orthonormal; others,
-        where the data have fewer directions, may have any length.
-      variances: along the directions, [k].
-      spectrum: the variance of each coefficient of the orthonormal discrete cosine transform (type
-        2, over all axes), of the example's shape, exact. Its sum is the trace of the covariance.
+    The spectrum is exact: the variance of each coefficient of the orthonormal discrete cosine
+    transform over all axes. Its sum is the trace of the covariance.
     """
 
-    mean: np.ndarray
-    directions: np.ndarray
-    variances: np.ndarray
-    spectrum: np.ndarray
+    mean: np.ndarray  # [D]
+    directions: np.ndarray  # [D, k], by decreasing variance; orthonormal where there is one.
+    variances: np.ndarray  # [k]
+    spectrum: np.ndarray  # Of the example's shape.
 
     @property
     def share_held(self) -> float:
@@ -198,56 +178,40 @@ class LowRank(NamedTuple):
 
 
 def low_rank(examples: Iterable[np.ndarray], rank: int, seed: int = 0) -> LowRank:
-    """Computes the moments in one pass: a Nyström approximation from a sketch of twice the rank.
-
-    It stores two arrays of D x 2k and never a D x D matrix.
+    """Computes the moments in one pass, from a sketch of twice the rank: two arrays of D x 2k.
 
     Reference: Tropp, Yurtsever, Udell and Cevher, "Fixed-rank approximation of a positive-
     semidefinite matrix from streaming data", NeurIPS 2017, algorithm 3.
     """
-    sketch: np.ndarray | None = None
-    for seen in _rows(examples):
-        if sketch is None:
-            size = seen.rows.shape[1]
-            total = np.zeros(seen.event_shape)
-            if not 1 <= rank <= size:
-                raise ValueError(f"the rank must be from 1 to {size}, got {rank}")
-            width = min(2 * rank + 10, size)
-            test = np.random.default_rng(seed).standard_normal((size, width))
-            sketch = np.zeros((size, width))
+    rows = _rows(examples)
+    first = next(rows)
+    size = first.rows.shape[1]
+    width = min(2 * rank + 10, size)
+    test = np.random.default_rng(seed).standard_normal((size, width))
+    sketch, total = np.zeros((size, width)), np.zeros(first.event_shape)
+    for seen in itertools.chain([first], rows):
         projected = seen.rows @ test
         for top in range(0, len(sketch), _BLOCK):
             sketch[top : top + _BLOCK] += seen.rows[:, top : top + _BLOCK].T @ projected
         total += _spectrum(seen.rows, seen.event_shape)
-    if sketch is None:
-        raise ValueError(_NO_EXAMPLES)
     sketch /= seen.num_examples
     directions, variances = _nystroem(sketch, test, rank)
     return LowRank(seen.mean, directions, variances, total / seen.num_examples)
 
 
-_NO_EXAMPLES = "a data-dependent prior needs at least one example, got none"
-
-
 def moments(examples: Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray]:
-    """Returns N, mean [D] and scatter matrix `Σ (x - μ)(x - μ)ᵀ` [D, D], in one pass.
-
-    Reference: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
-    sample variances", 1979.
-    """
-    scatter: np.ndarray | None = None
-    for seen in _rows(examples):
-        size = seen.rows.shape[1]
-        if scatter is None:
-            scatter = np.zeros((size, size))
+    """Returns N, mean [D] and scatter matrix `Σ (x - μ)(x - μ)ᵀ` [D, D], in one pass."""
+    rows = _rows(examples)
+    first = next(rows)
+    size = first.rows.shape[1]
+    scatter = np.zeros((size, size))
+    for seen in itertools.chain([first], rows):
         # The matrix is symmetric: only the blocks below the diagonal are computed.
         for top in range(0, size, _BLOCK):
             end = min(top + _BLOCK, size)
             scatter[top:end, :end] += seen.rows[:, top:end].T @ seen.rows[:, :end]
-    if scatter is None:
-        raise ValueError(_NO_EXAMPLES)
-    for top in range(0, len(scatter), _BLOCK):
-        end = min(top + _BLOCK, len(scatter))
+    for top in range(0, size, _BLOCK):
+        end = min(top + _BLOCK, size)
         scatter[:top, top:end] = scatter[top:end, :top].T
     return seen.num_examples, seen.mean, scatter
 
@@ -277,15 +241,8 @@ def from_cosines(
 
 
 def _of_few(examples: list[np.ndarray], jitter: float) -> Fitted:
-    """Fits fewer examples than their size, whose covariance is `Rᵀ R / N`.
-
-    `R` is that of the QR decomposition of the N centred examples: what the Cholesky decomposition
-    of the covariance would give, without its zeros.
-    """
-    *_, seen = [None, *_rows(examples)]
-    if seen is None:
-        raise ValueError(_NO_EXAMPLES)
-    num, mean, _, event_shape = seen
+    """Fits fewer examples than their size: their covariance is `Rᵀ R / N`, with the `R` of QR."""
+    *_, (num, mean, _, event_shape) = _rows(examples)
     x = np.concatenate(examples).astype(np.float64).reshape(num, -1) - mean
     upper = linalg.qr(x, mode="r", overwrite_a=True)[0] / math.sqrt(num)
     factor = np.asarray(upper.T, np.float32, order="C")
@@ -297,10 +254,8 @@ def _of_few(examples: list[np.ndarray], jitter: float) -> Fitted:
 def _with_remainder(part: LowRank, jitter: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns `F` and `s` such that `F Fᵀ + C diag(s²) Cᵀ` approximates `Σ + jitter I`.
 
-    The variance that the `k` directions do not explain is kept per cosine: `s²` is the spectrum of
-    `Σ` less that of `F Fᵀ`, plus the jitter. Thus the sum has the spectrum of `Σ`, and the
-    remainder of an image stays as smooth as images are, because the transform nearly decorrelates
-    neighbouring pixels.
+    `s²` is the spectrum of `Σ` less that of `F Fᵀ`, plus the jitter. So the remainder of an image
+    stays as smooth as images are, because cosines nearly decorrelate neighbouring pixels.
 
     Reference: Ahmed, Natarajan and Rao, "Discrete cosine transform", 1974.
     """
@@ -342,13 +297,12 @@ def _rows(examples: Iterable[np.ndarray]) -> Iterator[_PartialMoments]:
         mean = mean + moved * (len(x) / (count + len(x)))
         count += len(x)
         yield _PartialMoments(count, mean, rows, np.shape(batch)[1:])
+    if not count:
+        raise ValueError("a data-dependent prior needs at least one example, got none")
 
 
 def _nystroem(sketch: np.ndarray, test: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the leading eigenvectors and eigenvalues of the sketched matrix.
-
-    Both `Y = Σ Ω` and `Ω`, [D, width], are overwritten.
-    """
+    """Returns the leading eigenvectors and eigenvalues of `Σ`; overwrites `Σ Ω` and `Ω`."""
     # A tiny multiple of the identity makes the core positive definite; it is subtracted later.
     shift = np.finfo(np.float64).eps * np.linalg.norm(sketch) * np.sqrt(len(sketch))
     core = test.T @ sketch + shift * (test.T @ test)

@@ -49,16 +49,11 @@ class Bregman(NamedTuple):
         return (get, (self.name,)) if known else (Bregman, tuple(self))
 
 
-LSIF = Bregman(
-    name="lsif",
-    output="ratio",
-    real_term=lambda out: 0.5 * out**2,
-    flowed_term=lambda out: -out,
-)
+LSIF = Bregman("lsif", "ratio", lambda out: 0.5 * out**2, lambda out: -out)
 
 LR = Bregman(
-    name="lr",
-    output="log_ratio",
+    "lr",
+    "log_ratio",
     real_term=lambda out: -jax.nn.log_sigmoid(-out),
     flowed_term=lambda out: -jax.nn.log_sigmoid(out),
 )
@@ -70,22 +65,13 @@ def _exp(log_r: Array) -> Array:
     return jnp.exp(jnp.minimum(log_r, _MAX_EXPONENT)) * (1.0 + beyond)
 
 
-UKL = Bregman(
-    name="ukl",
-    output="log_ratio",
-    real_term=_exp,
-    flowed_term=lambda out: -out,
-)
+UKL = Bregman("ukl", "log_ratio", _exp, lambda out: -out)
 
 REGISTRY: dict[str, Bregman] = {b.name: b for b in (LSIF, LR, UKL)}
 
 
 def get(spec: str | Bregman) -> Bregman:
-    """Returns a Bregman loss by name: "lsif", "lr" or "ukl"; a loss unchanged.
-
-    Raises:
-      ValueError: for an unknown name; lists the allowed names and suggests the closest one.
-    """
+    """Returns a Bregman loss by name: "lsif", "lr" or "ukl"; a loss unchanged."""
     if isinstance(spec, Bregman):
         return spec
     if spec not in REGISTRY:
@@ -112,17 +98,14 @@ def loss(
 
     Args:
       bregman: the loss, or its name.
-      out_real: network outputs on data, [N]. The loss of half-precision outputs is computed in
-        float32.
+      out_real: network outputs on data, [N], which are converted to at least float32.
       out_flowed: network outputs on flowed samples, [M].
-      weights: weights of the data, [N], not negative. Means over data are then
-        `Σ w_i a_i / Σ w_i`.
+      weights: weights of the data, [N], not negative.
 
     Returns:
-      The scalar loss, and a dictionary of scalar metrics: the loss again ("loss"), and the means
-      over data and over flowed samples of the network output ("output_real", "output_flowed") and
-      of the density ratio ("ratio_real", "ratio_flowed"). Log-ratios are capped at 60 in the means
-      of the ratio, which keeps them finite. For the true ratio, `E_p[r] = 1`.
+      The scalar loss, and scalar metrics: "loss", and the means over data and over flowed samples
+      of the output ("output_real", "output_flowed") and of the density ratio ("ratio_real",
+      "ratio_flowed"), with log-ratios capped at 60. For the true ratio, `E_p[r] = 1`.
     """
     bregman = get(bregman)
     out_real, out_flowed = at_least_float32(out_real), at_least_float32(out_flowed)
@@ -146,14 +129,9 @@ def loss(
 def check_pair(
     bregman: str | Bregman, divergence: str | FDivergence
 ) -> tuple[Bregman, FDivergence]:
-    """Checks that the flow of a divergence can use the network output that a loss trains.
+    """Returns loss and divergence, and raises a ValueError if they do not work together.
 
-    Losses whose network returns `log r` work with every divergence. LSIF trains an unconstrained
-    ratio, so it works only with divergences whose `f'` is defined for every real number (Pearson).
-    Returns the `Bregman` and the `FDivergence`.
-
-    Raises:
-      ValueError: for an unknown name, or for a pair without a stable form; suggests an alternative.
+    LSIF trains an unconstrained ratio, for divergences whose `f'` is defined for every real number.
     """
     bregman, divergence = get(bregman), divergences.get(divergence)
     if bregman.output == "ratio" and divergence.potential_from_ratio is None:

@@ -1,18 +1,16 @@
 """f-divergences and the first variation that drives the flow.
 
 A divergence here is `D_f(q || p) = ∫ p f(q/p) dx` with a convex generator `f` (eq. 4 of the paper).
-Its first variation with respect to `q` is `f'(q/p)`, so the drift of the Langevin flow is
-`-∇ f'(r(x))` with the density ratio `r = q/p` (eq. 3 and 5). Constants in `f'` have no gradient and
-are dropped from the potentials.
+The drift of its Langevin flow is `-∇ f'(r(x))` with the density ratio `r = q/p` (eq. 3 and 5).
+Constants in `f'` have no gradient and are dropped from the potentials.
 
-Reference: Heng, Ansari and Soh, "Generative Modeling with Flow-Guided Density Ratio Learning",
-arXiv 2303.03714, sections 2 and 3.
+Reference: Heng, Ansari and Soh, arXiv 2303.03714, sections 2 and 3.
 """
 
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -32,7 +30,6 @@ __all__ = [
     "REVERSE_KL",
     "FDivergence",
     "alpha",
-    "combine",
     "first_variation",
     "get",
 ]
@@ -46,9 +43,8 @@ class FDivergence(NamedTuple):
     """An f-divergence as a record of pure, element-wise functions.
 
     Attributes:
-      name: the name under which `get` finds it, or a description of a combination.
+      name: the name under which `get` finds it.
       f: the generator, a function of the ratio `r > 0`.
-      f_prime: its derivative, a function of the ratio `r > 0`.
       potential_from_log_ratio: `f'(exp(log r))` up to a constant, numerically stable for large
         `|log r|` where the divergence allows it.
       potential_from_ratio: `f'(r)` up to a constant, for unconstrained estimators of the ratio
@@ -57,7 +53,6 @@ class FDivergence(NamedTuple):
 
     name: str
     f: Callable[[Array], Array]
-    f_prime: Callable[[Array], Array]
     potential_from_log_ratio: Callable[[Array], Array]
     potential_from_ratio: Callable[[Array], Array] | None = None
 
@@ -65,7 +60,6 @@ class FDivergence(NamedTuple):
 PEARSON = FDivergence(
     name="pearson",
     f=lambda r: (r - 1.0) ** 2,
-    f_prime=lambda r: 2.0 * (r - 1.0),
     potential_from_log_ratio=lambda log_r: 2.0 * jnp.exp(log_r),
     potential_from_ratio=lambda r: 2.0 * r,
 )
@@ -73,7 +67,6 @@ PEARSON = FDivergence(
 KL = FDivergence(
     name="kl",
     f=lambda r: xlogy(r, r),
-    f_prime=lambda r: jnp.log(r) + 1.0,
     potential_from_log_ratio=lambda log_r: log_r,
 )
 
@@ -81,7 +74,6 @@ KL = FDivergence(
 JS = FDivergence(
     name="js",
     f=lambda r: xlogy(r, r) - (r + 1.0) * jnp.log((r + 1.0) / 2.0),
-    f_prime=lambda r: jnp.log(2.0 * r / (r + 1.0)),
     potential_from_log_ratio=jax.nn.log_sigmoid,
 )
 
@@ -89,21 +81,18 @@ JS = FDivergence(
 LOGD = FDivergence(
     name="logd",
     f=lambda r: (r + 1.0) * jnp.log(r + 1.0) - 2.0 * jnp.log(2.0),
-    f_prime=lambda r: jnp.log(r + 1.0) + 1.0,
     potential_from_log_ratio=lambda log_r: -jax.nn.log_sigmoid(-log_r),
 )
 
 REVERSE_KL = FDivergence(
     name="reverse_kl",
     f=lambda r: -jnp.log(r),
-    f_prime=lambda r: -1.0 / r,
     potential_from_log_ratio=lambda log_r: -jnp.exp(-log_r),
 )
 
 HELLINGER = FDivergence(
     name="hellinger",
     f=lambda r: (jnp.sqrt(r) - 1.0) ** 2,
-    f_prime=lambda r: 1.0 - 1.0 / jnp.sqrt(r),
     potential_from_log_ratio=lambda log_r: -jnp.exp(-0.5 * log_r),
 )
 
@@ -137,14 +126,13 @@ def alpha(order: float) -> FDivergence:
     return FDivergence(
         name=name,
         f=lambda r: _alpha_generator(r, a),
-        f_prime=lambda r: _deformed_log(r, a - 1.0),
         potential_from_log_ratio=lambda log_r: power((a - 1.0) * log_r) / (a - 1.0),
         potential_from_ratio=(lambda r: r) if a == 2.0 else None,
     )
 
 
 def _alpha_generator(r: Array, a: float) -> Array:
-    """Returns `(r^a - a r + a - 1) / (a (a - 1))`, also for orders near 0 and 1."""
+    """Returns `f(r)` of `alpha`, also for orders near 0 and 1."""
     if a < 0.5:
         return ((r - 1.0) - _deformed_log(r, a)) / (1.0 - a)
     # The product tends to 0 with r.
@@ -159,45 +147,10 @@ def _deformed_log(r: Array, exponent: float) -> Array:
     return (r**exponent - 1.0) / exponent
 
 
-def combine(weights: Sequence[float], divergences: Sequence[str | FDivergence]) -> FDivergence:
-    """Returns `Σ w_i D_i` of divergences or their names, which is again an f-divergence.
-
-    Raises:
-      ValueError: unless there is one positive and finite weight per divergence.
-    """
-    if not divergences or len(weights) != len(divergences):
-        raise ValueError(
-            f"expected one weight per divergence, got {len(weights)} weights for "
-            f"{len(divergences)} divergences"
-        )
-    terms = [get(divergence) for divergence in divergences]
-    ws = [float(w) for w in weights]
-    if not all(0.0 < w < float("inf") for w in ws):
-        raise ValueError(f"weights of divergences must be positive and finite, got {ws}")
-
-    def weighted_sum(functions: Sequence[Callable[[Array], Array]]) -> Callable[[Array], Array]:
-        def total(value: Array) -> Array:
-            values = [w * function(value) for w, function in zip(ws, functions, strict=True)]
-            return sum(values[1:], start=values[0])
-
-        return total
-
-    from_ratio = [d.potential_from_ratio for d in terms]
-    defined = [function for function in from_ratio if function is not None]
-    return FDivergence(
-        name=" + ".join(f"{w:g}*{d.name}" for w, d in zip(ws, terms, strict=True)),
-        f=weighted_sum([d.f for d in terms]),
-        f_prime=weighted_sum([d.f_prime for d in terms]),
-        potential_from_log_ratio=weighted_sum([d.potential_from_log_ratio for d in terms]),
-        potential_from_ratio=weighted_sum(defined) if len(defined) == len(from_ratio) else None,
-    )
-
-
 def get(spec: str | FDivergence) -> FDivergence:
     """Returns a divergence by name, such as "kl" or "alpha(0.5)"; a divergence unchanged.
 
-    Raises:
-      ValueError: for an unknown name; lists the allowed names and suggests the closest one.
+    Raises a ValueError for an unknown name, which lists the allowed ones.
     """
     if isinstance(spec, FDivergence):
         return spec
@@ -225,15 +178,10 @@ def check_output(output: str) -> None:
 )
 @dataclasses.dataclass(frozen=True)
 class FirstVariation:
-    """The potential `x -> f'(r(x))`, a pytree with the arrays of its estimator.
-
-    Attributes:
-      estimator_fn: the estimator `x [B, ...] -> [B]`.
-      f_prime: its output -> `f'(r)`, up to a constant.
-    """
+    """The potential `x -> f'(r(x))`, a pytree with the arrays of its estimator, `x -> [B]`."""
 
     estimator_fn: Callable[[Array], Array]
-    f_prime: Callable[[Array], Array]
+    f_prime: Callable[[Array], Array]  # The estimator's output -> `f'(r)`, up to a constant.
 
     def __call__(self, x: Array) -> Array:
         """Returns the potential of each example, [B]."""
@@ -252,17 +200,15 @@ def first_variation(
       estimator_fn: any function `x [B, ...] -> [B]` that estimates the density ratio `q/p`.
       divergence: the f-divergence, or a name for `get`.
       output: what the estimator returns: "log_ratio" for `log r`, or "ratio" for an unconstrained
-        `r` (as trained with the LSIF loss). There is no default, because samples diverge without an
-        error if one is taken for the other. `FDRL.potential` knows it from the loss.
+        `r` (LSIF). There is no default, because samples diverge without an error if one is taken
+        for the other. `FDRL.potential` knows it from the loss.
 
     Returns:
-      The potential, `x [B, ...] -> [B]`, up to a constant: a pytree, which can be an argument of a
-      compiled function if the estimator is one of arrays (`jax.tree_util.Partial`, or an NNX
-      module). It and its gradient are computed in at least float32.
+      The potential, `x [B, ...] -> [B]`, up to a constant, in at least float32: a pytree if the
+      estimator is one (`jax.tree_util.Partial`, or an NNX module).
 
     Raises:
-      ValueError: for an unknown output, or "ratio" with a divergence whose derivative is not
-        defined for every real ratio.
+      ValueError: for an unknown output, or a ratio where the divergence needs a positive one.
     """
     check_output(output)
     divergence = get(divergence)

@@ -135,8 +135,7 @@ def fit(
 
     Raises:
       TypeError: for a key that is not a JAX key.
-      ValueError: for data of another shape, that are bytes, not finite or outside of [-1, 1]
-        (images), for labels or a prior that do not fit them, or numbers out of their range.
+      ValueError: for data, labels, a prior or numbers that are not as described.
       FloatingPointError: if training diverges.
     """
     root, (x, recipe) = _keys.typed(key), _checked(data)
@@ -267,10 +266,7 @@ def _of_samples(
 
 
 def _estimator(
-    network: nn.Module | None,
-    recipe: Recipe,
-    event_shape: tuple[int, ...],
-    num_classes: int | None,
+    network: nn.Module | None, recipe: Recipe, event_shape: tuple[int, ...], num_classes: int | None
 ) -> tuple[Estimator, nn.Module, tuple[int, ...]]:
     """Returns the estimator, its module, and the shape of one input of it."""
     if network is None and len(event_shape) == 1:
@@ -287,11 +283,8 @@ def _estimator(
     if network is None:
         spec = networks.ResNetSpec(recipe.width, blocks_for(event_shape), attention_after=1)
         network = networks.resnet(spec, num_outputs=num_classes, use_bias=True)
-    return (
-        Estimator.from_network(network, takes_labels=num_classes is not None),
-        network,
-        event_shape,
-    )
+    estimator = Estimator.from_network(network, takes_labels=num_classes is not None)
+    return estimator, network, event_shape
 
 
 def _draw(arrays: dict[str, Array], host_batch: Any, key: Array, positions: Array) -> Batch:

@@ -5,13 +5,11 @@
 flowed samples over data, `r = q/p`, so the flow decreases `log r` and moves towards the data. The
 potential may be any function, whether it comes from an estimator, a classifier or a formula.
 
-Random numbers: the noise of step `k` depends only on the key and `k`, and differs from whatever was
-drawn from the key or the parts of `jax.random.split(key)`, such as the start. A flow of K + κ steps
-therefore passes through the end of the flow of K steps, and a flow can be split into segments
-(`first_step`) without changing its numbers. With a batch of typed keys, [B], each example has its
-own random stream: its path depends only on its own key and start, whatever the batch size and the
-number of devices. This holds for the generator "threefry2x32" (`training.rng.root_key`). It does
-not hold for "rbg", so one rbg key per example is an error.
+The noise of step `k` depends only on the key and `k`, and differs from whatever was drawn from the
+key or the parts of `jax.random.split(key)`, such as the start. A flow can therefore be split into
+segments (`first_step`). With a batch of typed keys, [B], the path of an example depends only on its
+own key and start, whatever the batch size and the number of devices. This holds for the generator
+"threefry2x32" (`training.rng.root_key`); one key of "rbg" per example is an error.
 """
 
 import dataclasses
@@ -43,14 +41,12 @@ def drift(x: Array, potential_fn: Potential) -> Array:
     """Returns the drift `-∇φ(x)`, [B, ...], example by example.
 
     Args:
-      x: a batch of points, [B, ...]. Integers and types of less than 32 bits are converted to
-        float32.
+      x: points, [B, ...]; integers and types of less than 32 bits are converted to float32.
       potential_fn: `x [B, ...] -> [B]`, each entry depending only on its own example. For a single
         point, [D] or a number, `x -> scalar` is also allowed.
 
     Raises:
-      ValueError: if the potential returns another shape. [B, 1], for instance, would broadcast in
-        sums with [B] and multiply the drift by B.
+      ValueError: if the potential returns another shape, such as [B, 1], which would broadcast.
     """
 
     def total(points: Array) -> Array:
@@ -93,7 +89,7 @@ def _first(value: Scalar, k: Array) -> Scalar:
 
 
 def _is_known(leaf: object) -> bool:
-    """Returns whether a leaf of a pytree is a number or an array with known values."""
+    """Whether a leaf of a pytree is a number or an array with known values."""
     is_array = isinstance(leaf, (jax.Array, np.ndarray, np.number, int, float))
     return is_array and not isinstance(leaf, jax.core.Tracer)
 
@@ -113,16 +109,12 @@ def flow(
 
     Outside of `jax.jit`, the compiled loop is reused if everything that the flow calls is a pytree
     of arrays: a `jax.tree_util.Partial`, an NNX module, or what `first_variation` makes of either.
-    A plain Python function is traced and compiled at every call, which takes seconds for a network,
-    because the arrays it closes over may have changed. Call such a flow inside `jax.jit`.
-
-    Memory does not grow with `num_steps` unless `observe` stores something or a gradient is taken
-    through the flow.
+    A plain Python function is compiled at every call, because the arrays it closes over may have
+    changed: call such a flow inside `jax.jit`. Memory does not grow with `num_steps` unless
+    `observe` stores something or a gradient is taken through the flow.
 
     Args:
-      key: one key for the batch, or a typed key per example, [B]. Keys per example must be of
-        "threefry2x32", the default of JAX on most machines and always that of
-        `training.rng.root_key`; the path of an example then depends only on its own key and start.
+      key: one key for the batch, or a typed key of "threefry2x32" per example, [B].
       x0: where the flow starts, [B, ...], as `x` for `drift`.
       potential_fn: as for `drift`; traced once.
       num_steps: the number of steps, >= 0 (a static Python int).
@@ -138,10 +130,7 @@ def flow(
 
     Raises:
       TypeError: for a key that is not a JAX key, or points that are not one array of real numbers.
-      ValueError: if `num_steps` is not a static whole number >= 0, if the potential does not return
-        [B], if step size or noise scale is not a finite scalar >= 0, if `first_step` is not one
-        whole number, if there is neither one key nor one key per example, or for rbg keys per
-        example.
+      ValueError: for numbers out of their range, and for shapes or keys that do not fit.
     """
     check_count("num_steps", num_steps)
     if jnp.ndim(first_step) or not jnp.issubdtype(jnp.result_type(first_step), jnp.integer):

@@ -36,15 +36,12 @@ class Record(NamedTuple):
     """What `FDRL.objective` returns in addition to the loss.
 
     Attributes:
-      metrics: scalars. "loss", and the means over data and over flowed samples of the estimator's
-        output ("output_real", "output_flowed") and of the density ratio ("ratio_real",
-        "ratio_flowed"), as from `bregman.loss`; "drift_norm", the mean norm of the drift in the
-        last step of the flow (0 without steps); and, with a penalty, "gradient_penalty", the term
-        that it adds to the loss.
+      metrics: those of `bregman.loss`; "drift_norm", the mean norm of the drift in the last step of
+        the flow (0 without steps); and, with a penalty, its term of the loss, "gradient_penalty".
       flowed: the flowed samples, [M, ...].
       losses_real: the term of the loss of each data point, [N].
-      losses_flowed: the term of the loss of each flowed sample, [M]. Without a penalty, the loss is
-        the mean over data (weighted, with weights) plus the mean over flowed samples.
+      losses_flowed: that of each flowed sample, [M]. Without a penalty, the loss is the (weighted)
+        mean over data plus the mean over flowed samples.
     """
 
     metrics: Metrics
@@ -86,8 +83,7 @@ class FDRL:
 
     Raises:
       TypeError: for a number of the wrong type.
-      ValueError: for an unknown loss or divergence, for a pair that does not work together, for a
-        number out of its range, or unless exactly one of noise scale and entropy weight is given.
+      ValueError: for names, pairs or numbers that are not allowed.
 
     References: Heng, Ansari and Soh, arXiv 2303.03714, algorithms 1 and 2. Mescheder, Geiger and
     Nowozin, "Which Training Methods for GANs do actually Converge?", 2018 (R1 and R2).
@@ -140,32 +136,26 @@ class FDRL:
     ) -> tuple[Array, Record]:
         """Lets prior samples flow and computes the Bregman loss against data (algorithm 1, eq. 11).
 
-        Differentiate the loss with respect to the parameters that `estimator` closes over. The loss
-        treats the flowed samples as constants, so no gradient goes through the flow.
+        Differentiate the loss with respect to the parameters that `estimator` closes over. No
+        gradient goes through the flow.
 
         Args:
-          key: key of the noise of the flow: one for the batch, or one typed key per prior sample,
-            [M].
-          estimator: any function `x [B, ...] -> [B]`, from Flax, Equinox or plain JAX, whose output
-            for an example depends on this example only. It is traced for batches of M and N + M.
+          key: for the noise of the flow: one key, or one typed key per prior sample, [M].
+          estimator: any function `x [B, ...] -> [B]`, whose output for an example depends on this
+            example only. It is traced for batches of M and N + M.
           real: a batch of data, [N, ...], on the scale that the network should see; not bytes.
           x0: a batch of prior samples, [M, ...], with the same features as the data.
           labels: the classes of the data, [N, ...], and of the prior samples, [M, ...]. The
-            estimator is then a function of an example and its label, `(x, labels) -> [B]`, and
-            learns a ratio for each class, `q~(x|y) / p(x|y)` if both have the same shares of the
-            classes, and a multiple of it otherwise. A sample keeps its label along the flow.
-          weights: weights of the data, [N], not negative. All means over data are weighted,
-            `Σ w_i a_i / Σ w_i`, so the samples learn the reweighted data. With a negative weight
-            that is traced, the loss is NaN.
+            estimator is then `(x, labels) -> [B]` and learns a ratio for each class, `q~(x|y) /
+            p(x|y)` if both have the same shares of the classes, and a multiple of it otherwise.
+          weights: weights of the data, [N], not negative: all means over data are `Σ w_i a_i /
+            Σ w_i`. With a negative weight that is traced, the loss is NaN.
 
         Returns:
           The scalar loss, which includes the penalty, and a `Record`.
 
         Raises:
-          TypeError: see `flow`.
-          ValueError: see `flow`. Also if data and prior samples have different features, are empty
-            or are bytes, if the output of the estimator is not [B], or if there is not one weight
-            per data point, or not one label per example.
+          TypeError, ValueError: as for `flow`, for bytes, and for shapes that do not fit.
         """
         return objective(self, key, estimator, real=real, x0=x0, labels=labels, weights=weights)
 
@@ -184,20 +174,15 @@ class FDRL:
         Args:
           key: as for `flow`.
           x0: prior samples, [B, ...].
-          estimator: the trained estimator, `x [B, ...] -> [B]`, which may be conditioned by
-            `condition`. Outside of `jax.jit`, the compiled flow is reused if it is a pytree such as
-            `jax.tree_util.Partial(net.apply, params)`, see `flow`; anything else, such as
-            `jax.vmap` of an Equinox model, is compiled at every call.
+          estimator: the trained estimator, `x [B, ...] -> [B]`, also from `condition`. Outside of
+            `jax.jit`, the compiled flow is reused if it is a pytree such as
+            `jax.tree_util.Partial(net.apply, params)`; anything else is compiled at every call.
           labels: the classes of the samples, [B, ...], for an estimator of two arguments.
           num_refine_steps: `κ`; by default that of the method.
           observe: as for `flow`.
 
         Returns:
           The samples, [B, ...]; with `observe`, `(samples, stacked results)`.
-
-        Raises:
-          TypeError: as for `flow`.
-          ValueError: as for `flow`.
         """
         refine_steps = self.num_refine_steps if num_refine_steps is None else num_refine_steps
         check_count("num_refine_steps", refine_steps)
@@ -313,10 +298,7 @@ def objective(
 def _outputs(
     estimator: Estimator, data: tuple[Array, ...], samples: tuple[Array, ...]
 ) -> tuple[Array, Array]:
-    """Returns the outputs on data and on flowed samples, from one call on both.
-
-    Both are examples, and their labels if the estimator takes them.
-    """
+    """Returns the outputs on data and on flowed samples, each with its labels, from one call."""
     x, *labels = (jnp.concatenate(pair) for pair in zip(data, samples, strict=True))
     outputs = estimator(x, *labels)
     if outputs.shape != x.shape[:1]:
@@ -357,10 +339,8 @@ def _penalised_outputs(
     if num_real < len(data[0]) or num_flowed < len(samples[0]):
         rest = tuple(a[num_real:] for a in data), tuple(a[num_flowed:] for a in samples)
         others = _outputs(estimator, *rest)
-        outputs = (
-            jnp.concatenate([outputs[0], others[0]]),
-            jnp.concatenate([outputs[1], others[1]]),
-        )
+        first, second = (jnp.concatenate(both) for both in zip(outputs, others, strict=True))
+        outputs = (first, second)
     return outputs, mean_real + mean_flowed
 
 

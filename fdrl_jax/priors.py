@@ -53,15 +53,7 @@ class Prior:
 
 
 def normal(event_shape: Sequence[int], scale: float = 1.0) -> Prior:
-    """Returns `N(0, scale² I)`.
-
-    Args:
-      event_shape: shape of one example.
-      scale: standard deviation.
-
-    Raises:
-      ValueError: if the scale is not positive.
-    """
+    """Returns `N(0, scale² I)`, of examples of this shape."""
     if not scale > 0:
         raise ValueError(f"the scale of a normal prior must be positive, got {scale}")
     shape = tuple(event_shape)
@@ -69,16 +61,7 @@ def normal(event_shape: Sequence[int], scale: float = 1.0) -> Prior:
 
 
 def uniform(event_shape: Sequence[int], low: float = -1.0, high: float = 1.0) -> Prior:
-    """Returns the uniform distribution on a box, by default the uniform prior (UP) on `[-1, 1]`.
-
-    Args:
-      event_shape: shape of one example.
-      low: lower bound of every entry.
-      high: upper bound of every entry.
-
-    Raises:
-      ValueError: unless `low < high`.
-    """
+    """Returns the uniform distribution on a box, by default the uniform prior (UP) on `[-1, 1]`."""
     if not low < high:
         raise ValueError(f"a uniform prior needs low < high, got {low} and {high}")
     shape = tuple(event_shape)
@@ -92,9 +75,7 @@ def uniform(event_shape: Sequence[int], low: float = -1.0, high: float = 1.0) ->
 def batch(field: str = "source", dequantisation: float = 0.0) -> Prior:
     """Returns the prior that uses images of the batch as `x_0`, for image-to-image translation.
 
-    Args:
-      field: name of the images in the batch.
-      dequantisation: standard deviation of the Gaussian noise added to these images, as to data.
+    As to data, Gaussian noise of the standard deviation `dequantisation` is added to them.
     """
 
     def sample(_: Any, keys: Array, batch: Batch) -> Array:
@@ -118,10 +99,9 @@ def fit(
 ) -> Prior:
     """Returns the data-dependent prior (DDP, eq. 8): a mixture of Gaussians fitted to data.
 
-    A single Gaussian is far from data with clusters. A mixture is nearer, so the flow has less to
-    do, and every cluster of the data has its share of the samples. A Gaussian has the covariance of
-    its examples: exactly, or, at a rank, their leading directions, and smooth noise with the
-    spectrum of the rest.
+    A mixture is nearer to data with clusters, so the flow has less to do. A Gaussian has the
+    covariance of its examples: exactly, or, at a rank, their leading directions, and smooth noise
+    with the spectrum of the rest.
 
     Args:
       data: examples, [N, ...], without augmentation and noise; for one Gaussian, also batches of
@@ -137,8 +117,7 @@ def fit(
       seed: of the random directions and of the first centres.
 
     Raises:
-      ValueError: if there are no examples or they are not finite, for batches where an array is
-        needed, if a class has no examples, or for numbers out of their range.
+      ValueError: for examples or labels that are missing or not finite, or numbers out of range.
     """
     if num_components is not None and num_components < 1:
         raise ValueError(f"the number of components must be at least 1, got {num_components}")
@@ -152,13 +131,8 @@ def fit(
     else:
         raise ValueError("a mixture needs all examples in one array, not in batches")
     num_classes = None if labels is None else int(np.max(labels, initial=0)) + 1
-    num_components, rank = choose(
-        num,
-        math.prod(event_shape),
-        num_components=num_components,
-        rank=rank,
-        num_classes=num_classes,
-    )
+    wanted = {"num_components": num_components, "rank": rank, "num_classes": num_classes}
+    num_components, rank = choose(num, math.prod(event_shape), **wanted)
     if num_components == 1 and labels is None:
         fitted = _prior_fit.fit_one(batches, rank, jitter)
     else:
@@ -185,9 +159,6 @@ def mixture(
         transform of the rest.
       event_shape: shape of one example, of D numbers.
       clip: as for `fit`.
-
-    Raises:
-      ValueError: if the arrays do not fit each other.
     """
     params = {name: _float32(array) for name, array in params.items()}
     shape, size, num = tuple(event_shape), math.prod(event_shape), len(params["mean"])
@@ -216,7 +187,8 @@ def mixture(
         if "remainder_scale" in params:
             other_keys = _keys.named(keys, "remainder")
             white = _per_example(jax.random.normal, other_keys, shape)
-            x = x + _smooth(params["remainder_scale"][chosen] * white)
+            coefficients, axes = params["remainder_scale"][chosen] * white, range(1, 1 + len(shape))
+            x = x + jax.scipy.fft.idctn(coefficients, axes=axes, norm="ortho")
         if params["weights"].ndim == 2:
             valid = one_or_nan(batch["label"], len(params["weights"]))
             x = x * jnp.reshape(valid, (-1, *[1] * len(shape)))
@@ -254,13 +226,6 @@ def _times_components(chosen: Array, noise: Array, factor: Array) -> Array:
     of_blocks = {"cpu": in_blocks(None), "default": in_blocks(_BLOCK)}
     correlated: Array = lax.platform_dependent(chosen, noise, **of_blocks)
     return correlated
-
-
-def _smooth(coefficients: Array) -> Array:
-    """Returns the inverse discrete cosine transform over all axes of each example."""
-    axes = range(1, coefficients.ndim)
-    smooth: Array = jax.scipy.fft.idctn(coefficients, axes=axes, norm="ortho")
-    return smooth
 
 
 def _float32(array: np.ndarray | Array) -> np.ndarray | Array:

@@ -7,10 +7,9 @@ Refinement (DGflow, `refine`) moves samples along such a ratio towards the data.
 it belongs to the samples before the flow, and away from these and from the data its gradient has no
 meaning. To improve a generator reliably, train from its samples: `fit(key, data, prior=samples)`.
 
-Rejection (`keep`) is for samples of a trained flow. With little noise, the flow moves samples
-within a mode and hardly any mass from one mode to another, so some modes stay too frequent. The
-ratio `r = q~/p` knows by how much. If a sample `x` is kept with a probability proportional to
-`1 / r(x)`, the kept samples follow the data `p`, as far as the ratio is right for the samples.
+Rejection (`keep`) is for samples of a trained flow, which moves hardly any mass from one mode to
+another. If a sample `x` is kept with a probability proportional to `1 / r(x)`, the kept samples
+follow the data, as far as the ratio is right for the samples.
 
 References: Ansari, Ang and Soh, "Refining Deep Generative Models via Discriminator Gradient Flow",
 arXiv 2012.00780. Azadi et al., "Discriminator Rejection Sampling", ICLR 2019.
@@ -18,7 +17,7 @@ arXiv 2012.00780. Azadi et al., "Discriminator Rejection Sampling", ICLR 2019.
 
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,10 +93,7 @@ def refine(
       `Refined`.
 
     Raises:
-      ValueError: for an unknown divergence, no samples, numbers out of their range, real data
-        inside `jax.jit` or of other features than the samples, and as for `flow`.
-
-    Reference: Ansari, Ang and Soh, arXiv 2012.00780, sections 3.1 to 3.3.
+      ValueError: for arguments out of range, and for real data inside `jax.jit`.
     """
     x = as_floating(x)
     if not x.size:
@@ -126,15 +122,8 @@ def refine(
     decode = generator or (lambda z: z)
 
     def advance(x: Array, first_step: int, num: int) -> Array:
-        moved: Array = flow(
-            key,
-            x,
-            potential,
-            num_steps=num,
-            step_size=eta,
-            noise_scale=noise,
-            first_step=first_step,
-        )
+        options: dict[str, Any] = {"step_size": eta, "noise_scale": noise, "first_step": first_step}
+        moved: Array = flow(key, x, potential, num_steps=num, **options)
         return moved
 
     if real is None:
@@ -213,16 +202,15 @@ def keep(
       log_ratio: `log q/p` of the samples, [B].
       quantile: from 0 to 1; it sets `log c`, as a quantile of the log-ratios. With 0, rejection is
         exact on these samples, and a single one with a small ratio can make acceptance rare. A
-        larger quantile keeps too few of the samples with the smallest ratios, and accepts more.
-      bound: `log c` instead, from another call's `np.nanquantile`, so that the decision on a sample
-        does not depend on its batch: a number, or one per sample, [B].
+        larger quantile accepts more, but too few of the samples with the smallest ratios.
+      bound: `log c` instead, a number or one per sample, [B], so that the decision on a sample does
+        not depend on its batch.
 
     Returns:
       True for the samples to keep, [B]. Samples whose log-ratio is NaN are not kept.
 
     Raises:
-      ValueError: for other shapes, another quantile, a bound that is NaN, or if no log-ratio is
-        finite.
+      ValueError: for other shapes, another quantile, or if no log-ratio is finite.
     """
     log_ratio = jnp.asarray(log_ratio)
     if log_ratio.ndim != 1 or not log_ratio.size:

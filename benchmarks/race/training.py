@@ -56,13 +56,13 @@ def _run(training: Training) -> tuple[TrainState, float]:
     total, most = training.settings.train.num_steps, training.settings.train.steps_per_dispatch
     key, constants = training.root_key, parallel.replicate(training.constants)
     state = parallel.replicate(training.init_state())
-    state, _ = run_steps(key, state, constants, None, 0, 0)  # Compiles.
+    state, _ = run_steps(key, state, constants, None, 0)  # Compiles.
     jax.block_until_ready(state)
     started = time.process_time()
     with tqdm(total=total, unit="step", mininterval=1.0) as bar:
         for first in range(0, total, most):
             count = min(most, total - first)
-            state, metrics = run_steps(key, state, constants, None, count, 0)
+            state, metrics = run_steps(key, state, constants, None, count)
             loss = parallel.unreplicate(metrics)["loss"][count - 1]
             bar.set_description(f"loss {float(loss):.3f}", refresh=False)
             bar.update(count)

@@ -1,8 +1,7 @@
 """Mapping over devices: the only file that knows how replicas are distributed.
 
-Steps and samplers are per-replica functions with an axis name. Here they are mapped with
-`jax.pmap`. To map them in another way (`jit` of `shard_map`), change only this file. With several
-processes (hosts), the axis spans the devices of all processes, in the order of the processes.
+Steps and samplers are per-replica functions with an axis name, mapped here with `jax.pmap`. With
+several processes (hosts), the axis spans the devices of all, in the order of the processes.
 """
 
 import functools
@@ -14,16 +13,8 @@ import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
 
-__all__ = [
-    "AXIS",
-    "any_process",
-    "gather",
-    "map_sampler",
-    "map_steps",
-    "replicate",
-    "shard",
-    "unreplicate",
-]
+__all__ = ["AXIS", "any_process", "gather", "map_sampler", "map_steps", "replicate", "shard"]
+__all__ += ["unreplicate"]
 __dir__ = __all__.copy
 
 AXIS = "replicas"
@@ -48,11 +39,7 @@ def unreplicate(tree: Any) -> Any:
 
 
 def shard(tree: Any) -> Any:
-    """Splits leading axes over the local devices: [N, ...] -> [devices, N/devices, ...].
-
-    Raises:
-      ValueError: if an axis does not divide.
-    """
+    """Splits leading axes over the local devices: [N, ...] -> [devices, N/devices, ...]."""
     num = jax.local_device_count()
 
     def split(a: Any) -> Any:
@@ -74,12 +61,11 @@ def gather(tree: Any) -> Any:
 def map_steps(repeated_step: Callable[..., Any]) -> Any:
     """Maps `steps.repeat_steps` over devices.
 
-    Key, count of steps and offset of batches are shared; the other arguments have a leading axis of
-    replicas. All six are positional. The buffers of the state are donated.
+    Key and count of steps are shared; the other arguments have a leading axis of replicas. All five
+    are positional. The buffers of the state are donated.
     """
-    return jax.pmap(
-        repeated_step, axis_name=AXIS, in_axes=(None, 0, 0, 0, None, None), donate_argnums=1
-    )
+    in_axes = (None, 0, 0, 0, None)
+    return jax.pmap(repeated_step, axis_name=AXIS, in_axes=in_axes, donate_argnums=1)
 
 
 def map_sampler(sampler: Callable[..., Any], *, num_shared: int = 0) -> Any:

@@ -32,16 +32,14 @@ class Estimator(NamedTuple):
     Attributes:
       apply: `(variables, x [B, ...]) -> [B]`, each output depending only on its own example. With
         `takes_labels`, `(variables, x, labels [B]) -> [B]`.
-      refresh: `variables -> variables`, called once before each training step, and on the averaged
-        variables after it. It updates variables that are not trained by gradients (the vectors of
+      refresh: `variables -> variables`, called before each training step, and on the averaged
+        variables after it, to update those that are not trained by gradients (the vectors of
         spectral normalisation), which flow, loss and sampling use as constants.
       prepare: `variables -> variables` with which `apply` gives the same outputs at a lower cost,
-        for instance by casting weights to bfloat16 and dividing them by spectral norms in advance.
-        It is called once before a flow, never on variables that are differentiated. Averaged
-        parameters are float32 even if those of the network have half precision; a network that
-        does not accept this casts them here.
-      takes_labels: whether it estimates a ratio for each class, `q~(x|y) / p(x|y)`. Training steps
-        and samplers then read the classes of a batch under "label", [B].
+        for instance by casting weights in advance. It is called once before a flow, never on
+        variables that are differentiated. Averaged parameters are float32 even if those of the
+        network have half precision; a network that does not accept this casts them here.
+      takes_labels: whether it estimates a ratio for each class, of the batch under "label", [B].
     """
 
     apply: Callable[..., Array]
@@ -54,15 +52,11 @@ class Estimator(NamedTuple):
         """Returns the estimator of a Flax module that maps [B, ...] to [B].
 
         With `takes_labels`, by default that of a residual network with `num_outputs`, it maps to
-        [B, C], and the label of an example selects an output; one out of range gives NaN. For a
-        module with variables to update other than the vectors of spectral normalisation, construct
-        an `Estimator`.
+        [B, C], and the label of an example selects an output; one out of range gives NaN.
         """
 
-        def apply(variables: Variables, x: Array) -> Array:
-            output: Any = network.apply(variables, x)
-            result: Array = output
-            return result
+        def apply(variables: Variables, x: Array) -> Any:
+            return network.apply(variables, x)
 
         def apply_by_class(variables: Variables, x: Array, labels: Array) -> Array:
             outputs = apply(variables, x)
@@ -95,17 +89,11 @@ class Estimator(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """Arrays that steps and samplers read and never change.
+    """Arrays that steps and samplers read and never change."""
 
-    Attributes:
-      data: arrays of the data source, for the `draw` of a training step.
-      prior: arrays of the prior, the `params` of `priors.Prior`.
-      classifier: arrays of the classifier for conditional sampling, if there is one.
-    """
-
-    data: Any
-    prior: Any
-    classifier: Any = None
+    data: Any  # For the `draw` of a training step.
+    prior: Any  # The `params` of a `priors.Prior`.
+    classifier: Any = None  # For conditional sampling.
 
 
 class Problem(NamedTuple):
@@ -116,10 +104,9 @@ class Problem(NamedTuple):
       estimator: the network, which returns `method.output`.
       prior_sample: `(params, keys [B], batch) -> x_0 [B, ...]`, as in `priors.Prior`.
       condition: `(estimator x -> [B], arrays of a classifier, batch) -> estimator`, for instance
-        with `compose.condition`; or `None`. It is applied in sampling and never in training.
+        with `compose.condition`; or `None`. It is applied only in sampling.
       denoise: `(variables, x [B, ...]) -> [B, ...]`, or `None`. It learns to remove noise from
-        data, in the training step of the estimator and with parameters of its own among the
-        variables, and is applied to refined samples. See `networks.Denoiser`.
+        data, with its own parameters among the variables, and is applied to refined samples.
     """
 
     method: FDRL

@@ -46,34 +46,15 @@ def stream_key(root: Array, stream: Stream) -> Array:
 
 
 def example_keys(root: Array, stream: Stream, positions: Array) -> Array:
-    """Returns one key per example.
-
-    Args:
-      root: a typed key, from `root_key`.
-      stream: the purpose of the numbers.
-      positions: the examples' positions, [B] integers.
-
-    Returns:
-      Typed keys, [B].
-
-    Raises:
-      ValueError: for a root key of another generator than "threefry2x32", or positions that are
-        not integers.
-    """
+    """Returns one typed key per position, [B] integers, by a root key of "threefry2x32"."""
     return _keys.at_positions(stream_key(root, stream), positions)
 
 
 def batch_positions(step: Array, batch_size: int, axis_name: str | None = None) -> Array:
-    """Returns the positions of a replica's examples in a training step.
+    """Returns the positions, [batch_size], of a replica's examples in a training step from 0.
 
-    Args:
-      step: the number of the batch, from 0, an integer scalar.
-      batch_size: examples per replica.
-      axis_name: the mapped axis of replicas, or `None` if there is none.
-
-    Returns:
-      Positions, [batch_size] uint32, consecutive over the replicas of a step and over steps. They
-      wrap around to 0 after 2^32 examples.
+    They are uint32, consecutive over the replicas of the mapped axis and over steps, and wrap
+    around to 0 after 2^32 examples.
     """
     if axis_name is None:
         replica, num_replicas = jnp.uint32(0), 1

@@ -1,8 +1,7 @@
 """Samplers: per-replica functions that map positions of samples to samples.
 
-They are built once from functions and hyper-parameters and hold no arrays. `parallel` maps them
-over devices, and you can call them in your own `jit`. Sample `i` depends only on (key, i) and is
-the same from every sampler here. The key is an argument, so a new seed does not recompile.
+They hold no arrays. `parallel` maps them over devices, and you can call them in your own `jit`.
+Sample `i` depends only on (key, i) and is the same from every sampler here.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,13 +31,10 @@ def make_sampler(problem: Problem, stages: Sequence[str] = ("refined",)) -> Samp
         `K + κ` steps and the denoiser, if there is one. Nothing later is computed.
 
     Returns:
-      `(key, variables, constants, batch) -> {stage: samples [B, ...]}`. The key is a root key, from
-      `rng.root_key(seed)`. The batch has "position", the indices of the samples, [B], and the
-      entries that a `batch` prior, a condition and an estimator that takes labels read. Sample `i`
-      depends only on the key, `i` and its own entries.
-
-    Raises:
-      ValueError: for an unknown stage.
+      `(root key, variables, constants, batch) -> {stage: samples [B, ...]}`. The batch has
+      "position", the indices of the samples, [B], and the entries that a `batch` prior, a condition
+      and an estimator that takes labels read. Sample `i` depends only on the key, `i` and its own
+      entries.
     """
     if unknown := set(stages) - set(STAGES):
         raise ValueError(f"unknown stages {sorted(unknown)}; allowed: {', '.join(STAGES)}")
@@ -72,11 +68,9 @@ def make_sampler(problem: Problem, stages: Sequence[str] = ("refined",)) -> Samp
 
 
 def make_path_sampler(problem: Problem) -> Callable[[Array, Variables, Constants, Batch], Array]:
-    """Builds the sampler that returns whole paths, for plots.
+    """Builds the sampler of whole paths, `x_0 ... x_{K+κ}` before denoising, [K + κ + 1, B, ...].
 
-    Returns:
-      As for `make_sampler`, but returns `x_0 ... x_{K+κ}` of the same samples, before denoising,
-      [K + κ + 1, B, ...].
+    Its arguments are those of `make_sampler`, and its samples are the same.
     """
 
     def sample(key: Array, variables: Variables, constants: Constants, batch: Batch) -> Array:
@@ -99,14 +93,10 @@ def make_path_sampler(problem: Problem) -> Callable[[Array, Variables, Constants
 def make_segment(
     problem: Problem, *, num_steps: int
 ) -> Callable[[Array, Variables, Constants, Batch, int | Array], Array]:
-    """Builds the function that advances samples along their flow by some steps.
+    """Builds `(key, variables, constants, batch, first_step) -> x`, [B, ...], a part of the flow.
 
-    Consecutive segments give exactly the flow of `make_sampler`, because the noise depends only on
-    the step; nothing is denoised.
-
-    Returns:
-      `(key, variables, constants, batch, first_step) -> x`, [B, ...]. The batch has "position" and
-      "x", the samples after `first_step` steps.
+    The batch has "position" and "x", the samples after `first_step` steps. Consecutive segments
+    give exactly the flow of `make_sampler`, before denoising.
     """
 
     def advance(

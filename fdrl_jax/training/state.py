@@ -35,12 +35,7 @@ class TrainState(NamedTuple):
 
 
 def create(variables: Variables, optimizer: optax.GradientTransformation) -> TrainState:
-    """Returns the state before the first step; the average starts at the initial parameters.
-
-    Args:
-      variables: the network's initial variables, with "params".
-      optimizer: an Optax optimizer.
-    """
+    """Returns the state before the first step; the average starts at the initial parameters."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,
@@ -65,18 +60,10 @@ def apply_gradients(
       state: the state before.
       grads: gradients of the loss, with the structure of `state.variables["params"]`.
       optimizer: as given to `create`.
-      ema_rate: decay of the average, in [0, 1): `ema <- rate * ema + (1 - rate) * params`, in the
-        precision of `ema`.
-      ema_ramp: increases the rate to `ema_rate` as `min(ema_rate, (1 + t) / (10 + t))`, where `t`
-        is the number of earlier updates, so that early parameters are soon forgotten.
-      **extra_args: for optimizers that need more than gradients, such as `value`, the loss, for
-        `optax.contrib.reduce_on_plateau`. Other optimizers ignore them.
-
-    Returns:
-      The state one step later.
-
-    Raises:
-      ValueError: for a rate that is not in [0, 1).
+      ema_rate: decay of the average, in [0, 1): `ema <- rate * ema + (1 - rate) * params`.
+      ema_ramp: increases the rate to `ema_rate` as `(1 + t) / (10 + t)`, where `t` is the number of
+        earlier updates, so that early parameters are soon forgotten.
+      **extra_args: for optimizers that need more than gradients, such as `value`, the loss.
     """
     if not (isinstance(ema_rate, jax.core.Tracer) or 0 <= ema_rate < 1):
         raise ValueError(f"ema_rate must be at least 0 and below 1, got {ema_rate}")

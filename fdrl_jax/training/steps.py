@@ -39,18 +39,12 @@ _DENOISED_NOISE = 2.0
 class TrainStep(Protocol):
     """One update of the estimator.
 
-    Its arguments are the root key of the run, the state, the constants, the batch from the host if
-    the data source provides one, and an offset. The step draws batch number
-    `state.step + batch_offset`, so that a run can skip batches.
+    Its arguments are the root key of the run, the state, the constants, and the batch from the host
+    if the data source provides one.
     """
 
     def __call__(
-        self,
-        key: Array,
-        train_state: TrainState,
-        constants: Constants,
-        host_batch: Any = None,
-        batch_offset: int | Array = 0,
+        self, key: Array, train_state: TrainState, constants: Constants, host_batch: Any = None
     ) -> tuple[TrainState, Metrics]: ...
 
 
@@ -68,29 +62,25 @@ def make_train_step(
 ) -> TrainStep:
     """Builds the training step (algorithm 1).
 
-    One step draws data and prior samples, moves the prior samples along the flow of the current
-    estimator for `K` steps, and updates the estimator on the Bregman loss between data and flowed
-    samples. No gradient goes through the flow; see `FDRL.objective`. All random numbers depend only
-    on the key and on the position of the example.
-
-    If the problem has a denoiser, the same update trains it by its squared error on the data with
-    twice the dequantisation noise, a quarter of the batch. The gradients of the estimator do not
-    depend on it, but both count in a clipped norm.
+    One step draws data and prior samples and updates the estimator on `FDRL.objective`. All random
+    numbers depend only on the key and on the position of the example. The same update trains a
+    denoiser, if there is one, by its squared error on a quarter of the batch with twice the
+    dequantisation noise. The gradients of the estimator do not depend on it, but both count in a
+    clipped norm.
 
     Args:
       problem: method, estimator, prior and denoiser.
       optimizer: an Optax optimizer. It receives the loss as `value`, which some optimizers need.
       draw: `(data arrays, host batch, key, positions [B]) -> batch`, a pure function that runs on
         the device and returns the data under "real", [B, ...], and for an estimator that takes
-        labels the classes under "label", [B]. Prior samples have the labels of the data. The key is
-        the same for all steps.
+        labels the classes under "label", [B], also of the prior samples. The key is the same for
+        all steps.
       batch_size: examples per replica.
       ema_rate: decay of the moving average of the parameters, in [0, 1).
       ema_ramp: see `state.apply_gradients`.
       dequantisation: standard deviation of the Gaussian noise that is added to data.
-      gradient_penalty_fraction: the fraction of the batch, above 0 and at most 1, that the gradient
-        penalty of the method is computed on. A penalised example needs a second derivative, which
-        costs more than the gradient of the loss. A quarter of the batch is often enough.
+      gradient_penalty_fraction: the fraction of the batch, in (0, 1], that the gradient penalty is
+        computed on. It needs a second derivative, and a quarter of the batch is often enough.
       axis_name: mapped axis over which gradients and metrics are averaged, if any.
 
     Returns:
@@ -98,9 +88,8 @@ def make_train_step(
       its error, "denoising_loss", which "loss" does not include.
 
     Raises:
-      ValueError: for a fraction out of its range, or a denoiser without dequantisation. When the
-        step is traced, also if the number of data or prior samples is not the batch size; see also
-        `FDRL.objective`.
+      ValueError: for a fraction out of its range, a denoiser without dequantisation, and when the
+        step is traced, for batches of another size and as for `FDRL.objective`.
     """
     if problem.denoise and not dequantisation:
         raise ValueError("a denoiser needs dequantisation above 0, the noise that it removes")
@@ -178,35 +167,19 @@ def from_gradients(
 ) -> TrainStep:
     """Builds a training step from a function that computes gradients.
 
-    Adds the average over replicas and the update of the state.
-
-    Args:
-      loss_and_grads: `(variables, key, constants, host batch, positions [B]) -> (grads, metrics)`.
-        Both are means over the examples. The gradients have the structure of
-        `variables["params"]`, and the metrics contain "loss".
-      optimizer: see `make_train_step`, also for the other options.
-      batch_size: see there.
-      refresh: see `problem.Estimator`.
-      ema_rate: see `make_train_step`.
-      ema_ramp: see there.
-      axis_name: see `make_train_step`.
-
-    Returns:
-      A `TrainStep`, with "grad_norm" added to the metrics.
+    The function returns means over the examples: gradients with the structure of
+    `variables["params"]`, and metrics with "loss", to which the step adds "grad_norm". `refresh` is
+    that of a `problem.Estimator`, and the other options are those of `make_train_step`.
     """
     axes = () if axis_name is None else (axis_name,)
     # Under jit, a second call with the same shapes does not trace the function again.
     loss_and_grads = jax.jit(loss_and_grads)
 
     def train_step(
-        key: Array,
-        train_state: TrainState,
-        constants: Constants,
-        host_batch: Any = None,
-        batch_offset: int | Array = 0,
+        key: Array, train_state: TrainState, constants: Constants, host_batch: Any = None
     ) -> tuple[TrainState, Metrics]:
         train_state = train_state._replace(variables=refresh(train_state.variables))
-        positions = rng.batch_positions(train_state.step + batch_offset, batch_size, axis_name)
+        positions = rng.batch_positions(train_state.step, batch_size, axis_name)
 
         # Each replica differentiates its own copy. Otherwise `shard_map` would already sum the
         # gradients of the shared array, and the mean below would return this sum.
@@ -228,20 +201,15 @@ def from_gradients(
 def repeat_steps(
     train_step: TrainStep, max_steps: int
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Returns a function that runs several training steps on the device in one dispatch.
+    """Returns a function that runs up to `max_steps` training steps on the device in one dispatch.
 
-    The number of steps is an argument and not a constant of the compiled program. All numbers up to
-    `max_steps` run the same machine code, so results do not depend on where a run is interrupted.
-
-    Args:
-      train_step: from `make_train_step`.
-      max_steps: the largest number of steps per call.
+    All numbers of steps run the same machine code, so results do not depend on where a run is
+    interrupted.
 
     Returns:
-      `(key, state, constants, host batches, count, batch offset) -> (state, metrics)`. Host batches
-      (if any) and metrics have a leading axis of `max_steps`. Only the first `count` metrics are
-      set. It raises ValueError for a `count` above `max_steps`. A traced one is not checked: its
-      last steps would all use the last host batch.
+      `(key, state, constants, host batches, count) -> (state, metrics)`. Host batches (if any) and
+      metrics have a leading axis of `max_steps`, of which `count` are used and set. A `count` above
+      `max_steps` is a ValueError if it is known.
     """
     # Under jit, the step is traced once, for its shapes and for the loop.
     traced_once = jax.jit(train_step)
@@ -252,7 +220,6 @@ def repeat_steps(
         constants: Constants,
         host_batches: Any,
         count: int | Array,
-        batch_offset: int | Array = 0,
     ) -> tuple[TrainState, Metrics]:
         if not isinstance(count, jax.core.Tracer) and count > max_steps:
             raise ValueError(f"count must be at most {max_steps}, got {count}")
@@ -261,10 +228,8 @@ def repeat_steps(
             host_batch = jax.tree.map(
                 lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), host_batches
             )
-            result: tuple[TrainState, Metrics] = traced_once(
-                key, train_state, constants, host_batch, batch_offset
-            )
-            return result
+            after: tuple[TrainState, Metrics] = traced_once(key, train_state, constants, host_batch)
+            return after
 
         def body(i: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             train_state, history = carry

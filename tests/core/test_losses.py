@@ -10,16 +10,11 @@ from hypothesis import strategies as st
 
 import fdrl_jax as fdrl
 from fdrl_jax import bregman, divergences
-from fdrl_jax.divergences import FDivergence, alpha, combine, get
+from fdrl_jax.divergences import alpha, get
 
 RATIOS = np.geomspace(0.02, 50.0, 61).astype(np.float32)
 ORDERS = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
-DIVERGENCES = [
-    *divergences.REGISTRY.values(),
-    *(alpha(order) for order in ORDERS),
-    combine([0.5, 0.5], ["kl", "reverse_kl"]),
-    combine([2.0, 1e-3], ["pearson", "alpha(0.5)"]),
-]
+DIVERGENCES = [*divergences.REGISTRY.values(), *(alpha(order) for order in ORDERS)]
 # d f'(e^l) / dl = r f''(r), by hand.
 SLOPES = {
     "pearson": lambda r: 2.0 * r,
@@ -28,8 +23,6 @@ SLOPES = {
     "logd": lambda r: r / (1.0 + r),
     "reverse_kl": lambda r: 1.0 / r,
     "hellinger": lambda r: 0.5 / np.sqrt(r),
-    "0.5*kl + 0.5*reverse_kl": lambda r: 0.5 + 0.5 / r,
-    "2*pearson + 0.001*alpha(0.5)": lambda r: 4.0 * r + 1e-3 / np.sqrt(r),
 } | {f"alpha({a:g})": lambda r, a=a: r ** (a - 1.0) for a in ORDERS}
 # The generators g of the losses.
 GENERATORS = {
@@ -55,13 +48,15 @@ def to_output(loss, ratio):
 
 
 @each_divergence
-def test_the_generator_is_convex_zero_at_one_and_f_prime_is_its_derivative(divergence):
+def test_the_generator_is_convex_zero_at_one_and_found_by_its_name(divergence):
+    assert get(divergence) is divergence
+    np.testing.assert_array_equal(get(divergence.name).f(RATIOS), divergence.f(RATIOS))
     a, b = np.meshgrid(RATIOS, RATIOS)
     chord = 0.5 * (divergence.f(a) + divergence.f(b))
     assert np.all(divergence.f(0.5 * (a + b)) <= chord + 1e-5 * (1.0 + abs(chord)))
     np.testing.assert_allclose(divergence.f(jnp.float32(1.0)), 0.0, atol=1e-6)
-    prime = derivative(divergence.f)(RATIOS)
-    np.testing.assert_allclose(divergence.f_prime(RATIOS), prime, rtol=1e-4, atol=1e-5)
+    second = derivative(jax.grad(divergence.f))(RATIOS) * RATIOS
+    np.testing.assert_allclose(second, SLOPES[divergence.name](RATIOS), rtol=1e-3, atol=1e-5)
 
 
 @each_divergence
@@ -76,16 +71,11 @@ def test_the_potential_of_the_log_ratio_has_the_slope_of_f_prime_wherever_float3
     slope = derivative(divergence.potential_from_log_ratio)(at)
     np.testing.assert_allclose(slope, expected[fits], rtol=1e-4)
     assert np.all(np.isfinite(divergence.potential_from_log_ratio(at)))
-
-
-@each_divergence
-def test_a_potential_of_the_ratio_has_the_slope_of_f_prime_also_below_zero(divergence):
-    potential = divergence.potential_from_ratio
-    assert (potential is not None) == (divergence.name in ("pearson", "alpha(2)"))
-    if potential is not None:
-        slope = derivative(potential)(RATIOS)
-        np.testing.assert_allclose(slope, derivative(divergence.f_prime)(RATIOS), rtol=1e-6)
-        np.testing.assert_allclose(derivative(potential)(-RATIOS), slope, rtol=1e-6)
+    of_ratio = divergence.potential_from_ratio
+    assert (of_ratio is not None) == (divergence.name in ("pearson", "alpha(2)"))
+    if of_ratio is not None:  # A line, also below zero.
+        expected = SLOPES[divergence.name](RATIOS) / RATIOS
+        np.testing.assert_allclose(derivative(of_ratio)(-RATIOS), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("order", [1 + 1e-7, 1 - 1e-4, 0.995, 1e-7, -1e-7])
@@ -94,41 +84,11 @@ def test_alpha_has_all_its_digits_near_its_limits(order):
     f = (np.expm1(order * np.log(wide)) - order * (wide - 1.0)) / (order * (order - 1.0))
     f_prime = np.expm1((order - 1.0) * np.log(wide)) / (order - 1.0)
     np.testing.assert_allclose(near.f(RATIOS), f, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(near.f_prime(RATIOS), f_prime, rtol=1e-5, atol=1e-6)
     potential = np.asarray(near.potential_from_log_ratio(jnp.log(RATIOS)))
     np.testing.assert_allclose(np.diff(potential), np.diff(f_prime), rtol=1e-3)
 
 
-def test_alpha_is_kl_reverse_kl_half_of_pearson_and_twice_hellinger():
-    for order, multiple, name in ((1, 1, "kl"), (0, 1, "reverse_kl"), (2, 0.5, "pearson")):
-        slopes = (derivative(d.f_prime)(RATIOS) for d in (alpha(order), get(name)))
-        first, second = slopes
-        np.testing.assert_allclose(first, multiple * second, rtol=1e-4, err_msg=name)
-    np.testing.assert_allclose(alpha(0.5).f(RATIOS), 2 * get("hellinger").f(RATIOS), atol=1e-4)
-
-
-@pytest.mark.parametrize("divergence", DIVERGENCES[:13], ids=lambda d: d.name)
-def test_get_finds_a_divergence_by_its_own_name_and_returns_it_unchanged(divergence):
-    assert get(divergence) is divergence
-    np.testing.assert_array_equal(get(divergence.name).f(RATIOS), divergence.f(RATIOS))
-
-
-def test_a_custom_divergence_needs_no_registration():
-    own = FDivergence("own", lambda r: r**2 - 1, lambda r: 2 * r, lambda log_r: 2 * jnp.exp(log_r))
-    assert get(own) is own
-    assert combine([2.0], [own]).name == "2*own"
-
-
 # First variation
-
-
-@each_divergence
-def test_first_variation_has_the_gradient_by_the_chain_rule(divergence):
-    slope = jnp.array([0.5, -1.5])
-    x = jax.random.normal(jax.random.key(0), (6, 2))
-    potential = fdrl.first_variation(lambda x: x @ slope, divergence, output="log_ratio")
-    expected = SLOPES[divergence.name](np.exp(np.float64(x @ slope)))[:, None] * slope
-    np.testing.assert_allclose(-fdrl.drift(x, potential), expected, rtol=1e-4)
 
 
 def test_first_variation_of_a_ratio_is_that_of_its_logarithm_and_may_be_negative():
@@ -238,9 +198,6 @@ MISUSE = {
     "case": (lambda: get("KL"), "did you mean 'kl'"),
     "alpha without order": (lambda: get("alpha()"), r"unknown divergence 'alpha\(\)'"),
     "unlike all": (lambda: get("w1"), r"^unknown divergence 'w1'\. Allowed: pearson, "),
-    "weights": (lambda: combine([1.0, 2.0], ["kl"]), "2 weights for 1 divergences"),
-    "no terms": (lambda: combine([], []), "0 weights for 0 divergences"),
-    "negative": (lambda: combine([-1.0], ["kl"]), "must be positive and finite"),
     "loss": (lambda: bregman.get("lsf"), "'lsf'; did you mean 'lsif'.* Allowed: lsif, lr, ukl$"),
     "output": (
         lambda: fdrl.first_variation(jnp.ravel, "kl", output="log"),

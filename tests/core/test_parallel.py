@@ -44,7 +44,7 @@ def mapped_over_devices(function, in_specs, out_specs, check_vma=True):
 
 def test_steps_on_all_devices_are_those_on_one_and_replicas_are_equal_bit_for_bit():
     start, constants = map(parallel.replicate, (small_problem.initial_state(), CONSTANTS))
-    found = parallel.map_steps(per_replica())(KEY, start, constants, None, 3, 0)
+    found = parallel.map_steps(per_replica())(KEY, start, constants, None, 3)
     chex.assert_trees_all_close(parallel.unreplicate(found), on_one_device(), rtol=1e-4, atol=1e-6)
     for leaf in jax.tree.leaves(found):
         assert len(leaf) == NUM_DEVICES > 1

@@ -163,13 +163,12 @@ def test_n_steps_and_then_m_equal_n_plus_m_steps_bit_for_bit_and_single_ones():
     chex.assert_trees_all_equal(same, start)
 
 
-def test_another_step_or_seed_gives_other_numbers_and_a_step_may_skip_batches():
+def test_another_step_or_seed_gives_other_numbers():
     first = small_problem.initial_state()
     later = first._replace(step=jnp.int32(2))
     runs = ((KEY, first), (KEY, later), (rng.root_key(4), first))
     losses = [float(compiled()(*run, CONSTANTS, None)[1]["loss"]) for run in runs]
     assert len({*losses}) == 3
-    assert compiled()(KEY, first, CONSTANTS, None, 2)[1]["loss"] == losses[1]
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def test_the_step_attacks_and_shifts_its_images_and_learns(tiny, tmp_path):
     run_steps = parallel.map_steps(training.repeated_step())
     losses = []
     for _ in range(4):
-        state, metrics = run_steps(training.root_key, state, constants, None, 10, 0)
+        state, metrics = run_steps(training.root_key, state, constants, None, 10)
         losses += list(np.asarray(parallel.unreplicate(metrics)["loss"]))
     assert np.mean(losses[-10:]) < np.mean(losses[:10])
     holder = SimpleNamespace(root=tmp_path)

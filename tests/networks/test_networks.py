@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from examples.authors_weights import from_torch_state_dict, torch_shapes
-from fdrl_jax.networks import MLP, SPECS, ResNetSpec, SelfAttention, prepare, resnet
+from fdrl_jax.networks import MLP, SPECS, Denoiser, ResNetSpec, SelfAttention, prepare, resnet
 from fdrl_jax.networks.resnet import _means
 
 # Number of blocks per stage, the stage that self-attention follows, and the number of weights and
@@ -250,3 +250,19 @@ def test_imported_kernels_are_transposed_and_all_tensors_that_do_not_fit_are_in_
         "extra: expected None, got (4,)",
     ):
         assert problem in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_denoiser_keeps_shape_and_type_and_has_its_own_parameters(dtype):
+    denoiser = Denoiser(width=8, depth=1, dtype=dtype)
+    estimator = {"params": {"conv1": {"kernel": jnp.ones(3)}}, "vectors": {}}
+    variables = denoiser.add_params(estimator, jax.random.key(0), (8, 6, 3))
+    x = jax.random.normal(jax.random.key(1), (5, 8, 6, 3))
+    y = jax.jit(denoiser.denoise)(variables, x)
+    assert (y.shape, y.dtype) == (x.shape, jnp.float32)
+    assert np.any(y != x)
+    assert variables["params"]["conv1"] is estimator["params"]["conv1"]
+    assert variables["vectors"] == {}
+    assert estimator["params"].keys() == {"conv1"}
+    single = jax.jit(denoiser.denoise)(variables, x[2:3])
+    np.testing.assert_allclose(single, y[2:3], rtol=1e-2, atol=1e-2)
