@@ -18,7 +18,7 @@ from experiments.errors import UserError
 from experiments.evaluation import Evaluation, Samples, draws, inception, metrics
 from experiments.evaluation.images import evaluate_images
 from experiments.evaluation.points import MAX_POINTS, evaluate_points
-from experiments.evaluation.references import Classifier, ImageReference
+from experiments.evaluation.references import ImageReference
 from experiments.evaluation.translation import MAX_IMAGES, evaluate_translation
 from experiments.files import read_sealed, unfinished_folder, write_sealed
 from experiments.run import Opened, Run, key_of, name_of, open_checkpoint
@@ -65,13 +65,14 @@ def evaluate(
     file = folder / "record.json"
     if devices.first_process_says(file.is_file()):
         if is_first:
+            record = read_sealed(file)
             print(f"already evaluated: step {opened.step:,}")
-            _finish(opened.run, read_sealed(file), folder)
+            _finish(opened.run, record, folder)
         return
     samples = _draw(opened, num)
     if not is_first:
         return
-    found = _score(opened, samples, train_batches, judge, network)
+    found = _score(opened, samples, train_batches, classifier=judge, inception=network)
     details |= {**found.record, "num_samples": len(samples.refined)}
     details["skipped"] += [reason] * bool(reason)
     record = {"key": key, "metrics": metrics.to_json(found.metrics), "details": details}
@@ -106,11 +107,7 @@ def num_drawn(settings: Settings, reference: Source | ImageReference, num: int) 
 
 
 def _score(
-    opened: Opened,
-    samples: Samples,
-    train_batches: _Passes | None,
-    judge: Classifier | None,
-    network: inception.Features | None,
+    opened: Opened, samples: Samples, train_batches: _Passes | None, **judges: Any
 ) -> Evaluation:
     reference, model = opened.run.metric_reference, opened.experiment
     if not all(np.isfinite(stage).all() for stage in samples):
@@ -118,15 +115,9 @@ def _score(
     if isinstance(reference, Source):
         return evaluate_points(reference, samples, draw.make_log_ratio(model, opened.state))
     if reference.starts is not None:
-        return evaluate_translation(reference, samples, classifier=judge, inception=network)
-    return evaluate_images(
-        reference,
-        samples,
-        labels=draw.labels_at(model, np.arange(len(samples.refined))).get("label"),
-        train_batches=train_batches,
-        classifier=judge,
-        inception=network,
-    )
+        return evaluate_translation(reference, samples, **judges)
+    labels = draw.labels_at(model, np.arange(len(samples.refined))).get("label")
+    return evaluate_images(reference, samples, labels=labels, train_batches=train_batches, **judges)
 
 
 def _finish(run: Run, record: Mapping[str, Any], folder: Path) -> None:

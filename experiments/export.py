@@ -88,6 +88,8 @@ def card(model: Experiment, step: int, evaluation: Mapping[str, Any] | None) -> 
     """Returns the README: a model card in the format of the Hugging Face hub."""
     source = model.source
     classes = ", ".join(map(_plain, source.classes))
+    changed = settings.changed(model.settings)
+    recipe = [(key, value) for key, value in changed.items() if key not in settings.PATHS]
     # The format that the hub's front matter allows.
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name.removeprefix("tfds:")).strip("-.") or "own"
     return _CARD.read_text("utf-8").format(
@@ -99,11 +101,7 @@ def card(model: Experiment, step: int, evaluation: Mapping[str, Any] | None) -> 
         kind=source.kind,
         shape=" x ".join(map(str, source.event_shape)),
         classes=f", with the classes {classes}" if classes else "",
-        recipe="\n".join(
-            f"| `{key}` | `{_plain(json.dumps(value), '|`')}` |"
-            for key, value in settings.changed(model.settings).items()
-            if key not in settings.PATHS
-        ),
+        recipe="\n".join(f"| `{k}` | `{_plain(json.dumps(v), '|`')}` |" for k, v in recipe),
         metrics=_metrics(evaluation),
     )
 

@@ -85,8 +85,7 @@ def draw_pictures(
             "curves.png",
             pictures.training(records, chance, run.checkpoints().best()),
             "Training: the loss (at chance if the network cannot distinguish samples from data), "
-            "the mean ratio (1 on data for an exact estimator), and the norms of the gradient and "
-            "of the drift.",
+            "the mean ratio (1 on data for an exact estimator), norms of the gradient and drift.",
         )
     if shots := run.read_snapshots(opened.step):
         course = pictures.course(source, shots)
@@ -114,8 +113,7 @@ def write(run: Run, record: Mapping[str, Any], folder: Path) -> Path:
         f'<p class="note">{html.escape(metrics.NOTE)} Checkpoint of step {key["step"]:,} of '
         f"{num_steps:,}, {details['num_samples']:,} samples.</p>",
         *figures,
-        "<h2>Settings</h2>",
-        "<p>This command created the run:</p>",
+        "<h2>Settings</h2><p>This command created the run:</p>",
         f"<pre>{html.escape(_without_folders(run.command))}</pre>",
         "<p>These settings differ from the defaults:</p>",
         _table({k: used[k] for k in settings.changed(run.settings) if k in used}),
@@ -125,8 +123,8 @@ def write(run: Run, record: Mapping[str, Any], folder: Path) -> Path:
         "</details>",
     ]
     page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>FDRL on {name}</title><style>{_STYLE}</style>{''.join(sections)}</html>\n"
     )
     write_text(folder / "report.html", page)

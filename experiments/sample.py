@@ -33,9 +33,7 @@ def sample(command: Command) -> None:
     if command.label:
         model, condition = _conditioned(model, command.label, command.classifier)
     elif command.classifier:
-        raise UserError(
-            f"--classifier guides samples of a class: add --class=NAME or --class={ALL}"
-        )
+        raise UserError(f"--classifier guides samples of a class: add --class=NAME or {ALL}")
     num = command.num_samples or draw.available(model, model.settings.evaluate.num_samples)
     draw.batch_at(model, np.array([num - 1]))  # Raises an error if no image is stored for it.
     key = run.key_of(opened, num, condition=condition)

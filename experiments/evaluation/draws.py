@@ -95,8 +95,7 @@ def _scores(seen: Seen, rows: np.ndarray, reference: np.ndarray) -> dict[str, fl
 def precision_and_recall(samples: np.ndarray, data: np.ndarray) -> tuple[float, float]:
     """Returns the share of features [N, D] near those of data [M, D], and the share the other way.
 
-    A point is near a set if it is not farther from one of its points than that point's third
-    neighbour. Both are NaN if a feature is not finite, or if there are too few.
+    A point is near a set if it is not farther from one of its points than its third neighbour is.
     """
     few = min(len(samples), len(data)) <= _NUM_NEIGHBOURS
     if few or not (np.isfinite(samples).all() and np.isfinite(data).all()):

@@ -1,22 +1,14 @@
 """Evaluation of images: distances to held-out ones, and to the nearest training images."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy.stats import mannwhitneyu
 
-from experiments.evaluation import Evaluation, Samples, draws
+from experiments.evaluation import Evaluation, Samples, draws, references
 from experiments.evaluation.inception import Features, fid
 from experiments.evaluation.metrics import Metric, by_name, measured
-from experiments.evaluation.references import (
-    Classifier,
-    ImageReference,
-    Seen,
-    Space,
-    spaces_of,
-    too_few,
-)
 
 _MAX_QUERIES = 1_000  # Samples, and held-out images, whose nearest training images are searched.
 _MAX_QUERY_NUMBERS = 2**25  # Limit on the number of their pixels.
@@ -24,23 +16,23 @@ _NUM_SHOWN, _NUM_NEAREST = 8, 10  # Of the picture of nearest training images.
 
 
 def evaluate_images(
-    reference: ImageReference,
+    reference: references.ImageReference,
     samples: Samples,
     *,
     labels: np.ndarray | None = None,
     train_batches: Callable[[], Iterator[np.ndarray]] | None = None,
-    classifier: Classifier | None = None,
+    classifier: references.Classifier | None = None,
     inception: Features | None = None,
 ) -> Evaluation:
     """Compares samples, the prior and equally many real images with held-out images.
 
     Samples may have `labels`, [N]. Without training images, their neighbours and FID are skipped.
     """
-    few = too_few(len(reference.images))
+    few = references.too_few(len(reference.images))
     record: dict[str, Any] = {"num_held_out": len(reference.images), "skipped": [few] * bool(few)}
     metrics: list[Metric] = []
     pool = draws.pool(reference, samples.refined, samples.prior)
-    spaces = spaces_of(reference, classifier)
+    spaces = references.spaces_of(reference, classifier)
     if not few:
         metrics, views = draws.compare(spaces, pool)
         record |= {"num_draws": draws.NUM_DRAWS, "class_shares": {}}
@@ -66,26 +58,24 @@ def evaluate_images(
     return Evaluation(by_name(metrics + copied), record, near)
 
 
-class Neighbours(NamedTuple):
-    """The nearest training images of each query, nearest first."""
-
-    distances: np.ndarray  # Euclidean, [Q, k].
-    indices: np.ndarray  # Among the images of all batches, [Q, k].
-    images: np.ndarray  # Those of the first queries, [num_shown, k, ...].
-
-
 def nearest(
-    queries: np.ndarray, train_batches: Iterable[np.ndarray], num: int, look: Space, num_shown: int
-) -> Neighbours:
-    """Finds the training images nearest to queries [Q, ...]; keeps those of the first ones."""
+    queries: np.ndarray,
+    train_batches: Iterable[np.ndarray],
+    num: int,
+    look: references.Space,
+    num_shown: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns distances of queries [Q, ...] to their nearest training images, indices, images.
+
+    Shapes are [Q, num] and, as only images of the first queries are kept, [num_shown, num, ...].
+    """
     kept: dict[int, np.ndarray] = {}
     rows, seen = _flat(look(queries).features), 0
     distances, indices = np.full((len(rows), 0), np.inf), np.zeros((len(rows), 0), int)
     for batch in train_batches:
         numbers = np.broadcast_to(seen + np.arange(len(batch)), (len(rows), len(batch)))
-        distances = np.concatenate(
-            [distances, _distances(rows, _flat(look(batch).features))], axis=1
-        )
+        found = _distances(rows, _flat(look(batch).features))
+        distances = np.concatenate([distances, found], axis=1)
         indices = np.concatenate([indices, numbers], axis=1)
         first = np.argsort(distances, axis=1, kind="stable")[:, :num]
         distances = np.take_along_axis(distances, first, axis=1)
@@ -95,14 +85,14 @@ def nearest(
         seen += len(batch)
     shown = indices[:num_shown]
     images = np.array([kept[i] for i in shown.ravel().tolist()], queries.dtype)
-    return Neighbours(distances, indices, images.reshape(*shown.shape, *queries.shape[1:]))
+    return distances, indices, images.reshape(*shown.shape, *queries.shape[1:])
 
 
 def search(
     samples: np.ndarray,
     held_out: np.ndarray,
     train_batches: Callable[[], Iterator[np.ndarray]],
-    spaces: Mapping[str, Space],
+    spaces: Mapping[str, references.Space],
 ) -> tuple[list[Metric], dict[str, np.ndarray]]:
     """Returns how often held-out images are farther from training images than samples are.
 
@@ -110,10 +100,9 @@ def search(
     """
     metrics, shown = [], {}
     queries, num_shown = np.concatenate([samples, held_out]), min(_NUM_SHOWN, len(samples))
-    for name, look in {"pixels": Seen, **spaces}.items():
-        near = nearest(queries, train_batches(), _NUM_NEAREST, look, num_shown)
-        ours, theirs = near.distances[: len(samples), 0], near.distances[len(samples) :, 0]
-        shown[name] = near.images
+    for name, look in {"pixels": references.Seen, **spaces}.items():
+        near, _, shown[name] = nearest(queries, train_batches(), _NUM_NEAREST, look, num_shown)
+        ours, theirs = near[: len(samples), 0], near[len(samples) :, 0]
         if len(theirs):
             test = mannwhitneyu(ours, theirs)  # Ties count half.
             share = 1.0 - float(test.statistic) / (len(ours) * len(theirs))

@@ -28,9 +28,8 @@ def describe(weights: str) -> dict[str, Any]:
             f"evaluate.inception_weights={weights} does not exist: download {_FILE} from the "
             "releases of https://github.com/toshas/torch-fidelity (v0.2.0)"
         )
-    for package in _PACKAGES:
-        if find_spec(package.replace("-", "_")) is None:
-            raise UserError(f"{package} is not installed: pip install -e '.[eval]'")
+    if missing := [name for name in _PACKAGES if find_spec(name.replace("-", "_")) is None]:
+        raise UserError(f"{missing[0]} is not installed: pip install -e '.[eval]'")
     if not (found := sha256_of_file(Path(weights))).startswith(_SHA256):
         raise UserError(
             f"evaluate.inception_weights={weights} is not {_FILE}: its SHA-256 begins with "
@@ -60,17 +59,14 @@ def load(weights: str) -> Features:
             f"evaluate.inception_weights={weights} cannot be read: {first_line(error)}"
         ) from error
 
-    def of_batch(images: np.ndarray) -> np.ndarray:
-        levels = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
-        with torch.no_grad():
-            (features,) = network(levels.cuda() if has_gpu else levels)
-        return np.asarray(features.cpu())
+    def features(images: np.ndarray) -> np.ndarray:
+        levels, found = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2), []
+        for batch in levels.expand(-1, 3, -1, -1).split(_BATCH_SIZE):
+            with torch.no_grad():
+                found.append(np.asarray(network(batch.cuda() if has_gpu else batch)[0].cpu()))
+        return np.concatenate(found)
 
-    def of_images(images: np.ndarray) -> np.ndarray:
-        starts = range(0, len(images), _BATCH_SIZE)
-        return np.concatenate([of_batch(images[i : i + _BATCH_SIZE]) for i in starts])
-
-    return of_images
+    return features
 
 
 def fid(

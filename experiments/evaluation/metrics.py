@@ -18,8 +18,7 @@ class Definition(NamedTuple):
     unit: str = ""
     protocol: str = ""  # What else one should know of it.
     headline: bool = False  # Whether the verdict depends on it.
-    # How much worse than real data is far from them; at most the difference of the prior.
-    far: float = math.inf
+    far: float = math.inf  # How much worse than real data is far from them; at most the prior.
 
 
 _FILE = Path(__file__).with_suffix(".toml").read_text("utf-8")
@@ -84,7 +83,7 @@ def measured(definition: str, *sides: Iterable[float], space: str = "", num: int
     return Metric(name, definition, *map(estimate, sides))
 
 
-# The keys of a metric in JSON: of the value and of the spread of each side.
+# The keys of a metric in JSON.
 _SIDES = (("value", "spread"), ("prior", "prior_spread"), ("real", "real_spread"))
 
 

@@ -32,7 +32,6 @@ def evaluate_points(source: Source, samples: Samples, log_ratio: LogDensity) -> 
     metrics, every = energy(ours, prior, data), (ours, prior, *data)
 
     def add(name: str, values: list[float]) -> None:
-        """Adds a metric of each set of points on its own."""
         metrics.append(measured(name, values[:1], values[1:2], values[2:]))
 
     if (density := source.density) is not None:

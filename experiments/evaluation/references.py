@@ -15,9 +15,8 @@ from fdrl_jax.metrics import random_conv_features
 
 # `images [N, H, W, C] in [-1, 1] -> (probabilities [N, classes], features [N, D])`.
 Classifier = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-_MAX_HELD_OUT = 10_000
+_MAX_HELD_OUT, _FEW_IMAGES = 10_000, 100
 _MAX_OTHERS = 2_000  # Starts of a translation, and images that a classifier is fitted to.
-_FEW_IMAGES = 100
 _MAX_BYTES = 2**25  # Bytes of uint8 pixels per field.
 
 
@@ -31,8 +30,7 @@ class ImageReference(NamedTuple):
     fit_images: np.ndarray | None = None  # Training images, to fit a classifier of pixels to.
     fit_labels: np.ndarray | None = None  # Their classes.
     fit_target: int | None = None  # The class that is the target of a translation.
-    # Of a translation: the images where samples start, those that training never saw first.
-    starts: np.ndarray | None = None
+    starts: np.ndarray | None = None  # Of a translation, those that training never saw first.
     num_held_out: int | None = None  # The number of these.
 
 
@@ -163,10 +161,11 @@ def svc_of(reference: ImageReference) -> Space | None:
     svc = SVC(C=10.0, gamma=gamma, decision_function_shape="ovo")
     svc.fit(_pixels(reference.fit_images), reference.fit_labels)
 
+    num = int(svc.classes_.max()) + 1
+
     def look(images: np.ndarray) -> Seen:
         pixels = _pixels(images)
-        classes = _one_hot(svc.predict(pixels), int(svc.classes_.max()) + 1)
-        return Seen(svc.decision_function(pixels), classes)
+        return Seen(svc.decision_function(pixels), _one_hot(svc.predict(pixels), num))
 
     return look
 

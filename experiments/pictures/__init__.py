@@ -151,21 +151,15 @@ def training(
 ) -> Figure:
     """Draws the metrics log, with the loss of an estimator that only guesses, `chance`."""
     judged = sorted({name for r in records for name in r if name.startswith(PREFIX)})
-    curves: dict[str, dict[str, tuple[str, str]]] = {
-        "Bregman loss": {"loss": ("loss", SAMPLES)},
-        r"mean ratio $r = \tilde{q}/p$": {
-            "ratio_real": ("on data", DATA),
-            "ratio_flowed": ("on flowed samples", SAMPLES),
-        },
-        "norms": {
-            "grad_norm": ("gradient of the loss", DATA),
-            "drift_norm": ("last drift of the flow", SAMPLES),
-        },
-        "metric of samples": {name: (name.removeprefix(PREFIX), SAMPLES) for name in judged},
+    curves = {
+        "Bregman loss": {"loss": "loss"},
+        r"mean ratio $r = \tilde{q}/p$": {"ratio_flowed": "on samples", "ratio_real": "on data"},
+        "norms": {"drift_norm": "last drift of the flow", "grad_norm": "gradient of the loss"},
+        "metric of samples": {name: name.removeprefix(PREFIX) for name in judged},
     }
     figure, axes = style.panels(list(curves), 2, size=2.9)
     for ax, of_panel in zip(axes, curves.values(), strict=True):
-        for name, (label, colour) in of_panel.items():
+        for (name, label), colour in zip(of_panel.items(), (SAMPLES, DATA), strict=False):
             found = [(r["step"], r[name]) for r in records if r.get(name) is not None]
             ax.plot(*zip(*found, strict=True), color=colour, label=label)
         ax.set_xlabel("step")

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from experiments.files import replacing
 
 DATA, SAMPLES, PRIOR = "#4878a8", "#d1602b", "#8a8a8a"
-_MAX_NAME = 24  # Characters of the name of a class or a data set in a picture.
 _STYLE: Any = {
     # Pictures are at most 7 inches wide, so their labels are legible on a phone as well.
     "figure.dpi": 140,
@@ -46,7 +45,7 @@ def panels(
 
 def plain(name: str) -> str:
     """Shortens a name that a user chose, and escapes it so that it is not typeset as maths."""
-    short = name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
+    short = name if len(name) <= 24 else f"{name[:23]}…"
     return short.replace("$", r"\$")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import Payload, encoded, numbered, open_folder, picture, write_folder
+from image_files import encoded, numbered, open_folder, picture, write_folder
 
 from experiments.data import load
 from experiments.data.decode import to_uint8
@@ -136,13 +136,6 @@ def test_arrays_of_another_kind_are_refused_by_name(arrays, message, tmp_path):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(DataError, match=message):
         open_npz(tmp_path / "a.npz")
-
-
-def test_a_pickle_in_an_npz_is_not_executed(tmp_path):
-    np.savez(tmp_path / "a.npz", images=np.array([Payload(tmp_path / "executed")], dtype=object))
-    with pytest.raises(DataError, match=r"a\.npz: not a readable \.npz of plain arrays"):
-        open_npz(tmp_path / "a.npz")
-    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("name", ["$x_{$", os.fsdecode(b"\xff"), "x" * 250, "a\nb", "<b>"])

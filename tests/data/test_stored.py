@@ -12,12 +12,8 @@ from experiments.errors import DataError
 from experiments.settings import Data
 
 
-@pytest.mark.parametrize("is_streamed", [False, True])
-def test_a_part_of_a_set_is_spread_over_it_and_nothing_else_is_read(
-    is_streamed, tmp_path, monkeypatch
-):
-    if is_streamed:
-        monkeypatch.setattr(stored, "MAX_IN_MEMORY_BYTES", 0)
+def test_a_part_of_a_set_is_spread_over_it_and_nothing_else_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "MAX_IN_MEMORY_BYTES", 0)
     reads, read = [], Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or read(path))
     write_folder(tmp_path, [*numbered(50, "train/a/"), *numbered(50, "train/b/")])
@@ -26,7 +22,7 @@ def test_a_part_of_a_set_is_spread_over_it_and_nothing_else_is_read(
     whole = source.train()
     reads.clear()
     np.testing.assert_array_equal(source.train(10), whole[::10])
-    assert len(reads) == 10 * is_streamed
+    assert len(reads) == 10
     reads.clear()
     assert len(source.held_out(3, 0)) == len(reads) == 3
 

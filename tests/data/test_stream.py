@@ -1,7 +1,5 @@
 """The pipeline: every image once per epoch, and a resumed run continues with the next image."""
 
-import os
-import threading
 
 import numpy as np
 from image_files import numbered, write_folder
@@ -40,20 +38,6 @@ def test_every_epoch_has_every_image_once_and_its_own_order():
 def test_a_run_resumed_in_an_epoch_sees_what_the_uninterrupted_one_would():
     np.testing.assert_array_equal(read(6, start=3)["real"], read(9)["real"][3:])
     assert (read(5)["real"] != read(5, seed=4)["real"]).any()
-
-
-def test_threads_of_this_process_decode_so_that_a_kill_leaves_no_worker(monkeypatch):
-    seen, load_one = set(), Images.load
-
-    def noted(self, index):  # A process of its own would note it in memory of its own.
-        seen.add((os.getpid(), threading.get_ident()))
-        return load_one(self, index)
-
-    monkeypatch.setattr(Images, "load", noted)
-    read(5)
-    list(all_batches(images()))
-    assert {process for process, _ in seen} == {os.getpid()}
-    assert threading.get_ident() not in {thread for _, thread in seen}
 
 
 def test_the_domains_of_a_pair_are_shuffled_separately_and_the_smaller_repeats():

@@ -33,16 +33,13 @@ def test_a_custom_set_is_read_without_its_builder(prepared):
     np.testing.assert_array_equal(source.labels.train.sum(), 6)
 
 
-def test_a_damaged_set_is_named(prepared, tmp_path):
+def test_a_damaged_set_is_named_and_code_of_a_foreign_one_not_run(prepared, tmp_path, monkeypatch):
+    options = Data(name="tfds:glyphs", dir=str(tmp_path / "copy"))
     shutil.copytree(prepared, tmp_path / "copy")
-    for path in (tmp_path / "copy").rglob("*-train.*"):
-        path.write_bytes(path.read_bytes()[:-200])
+    (path,) = (tmp_path / "copy").rglob("*-train.*")
+    path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(DataError, match=r"glyphs/1\.0\.0"):
-        load(Data(name="tfds:glyphs", dir=str(tmp_path / "copy")))
-
-
-def test_code_of_a_foreign_set_is_not_run(prepared, tmp_path, monkeypatch):
-    shutil.copytree(prepared, tmp_path / "copy")
+        load(options)
     (tmp_path / "evil.py").write_text("raise SystemExit('executed')")
     monkeypatch.syspath_prepend(tmp_path)
     file = next((tmp_path / "copy").rglob("features.json"))
@@ -50,7 +47,7 @@ def test_code_of_a_foreign_set_is_not_run(prepared, tmp_path, monkeypatch):
     features["featuresDict"]["features"]["label"]["pythonClassName"] = "evil.Label"
     file.write_text(json.dumps(features).replace("pythonClassName", "pythonClass\\u004eame"))
     with pytest.raises(DataError, match=r"'evil\.Label'.* only classes of tensorflow_datasets"):
-        load(Data(name="tfds:glyphs", dir=str(tmp_path / "copy")))
+        load(options)
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc", "x/../../y", "..", "*", "x/**", "x:../1", "a\nb"])

@@ -43,15 +43,12 @@ def test_samples_like_the_data_score_like_real_images_and_noise_does_not(found):
 
 
 def test_a_classifier_gives_features_confidence_and_classes(found):
-    shares = found.record["class_shares"]["classifier"]
-    assert sum(shares["samples"]) == pytest.approx(1.0)
+    shares = found.record["class_shares"]["classifier"]["samples"]
     sure = found.metrics["top_probability_classifier_60"]
-    assert 0.5 < sure.value < 1.0
-    assert sure.value == pytest.approx(sure.real.value, abs=0.05)
+    assert 0.5 < sure.value == pytest.approx(sure.real.value, abs=0.05)
     assert found.metrics["smallest_class_share_classifier_60"].value < 0.5
-    assert found.metrics["frechet_classifier_60"].prior.value > 0
-    accuracy = found.metrics["class_accuracy_classifier"]
-    assert accuracy.value == pytest.approx(shares["samples"][1], abs=1e-4)
+    accuracy = found.metrics["class_accuracy_classifier"].value
+    assert (accuracy, sum(shares)) == pytest.approx((shares[1], 1.0), abs=1e-4)
 
 
 def test_the_nearest_training_images_are_found_as_well(found):
@@ -152,10 +149,10 @@ def test_neighbours_are_those_of_a_brute_force_search_whatever_the_batches(small
     train, held_out, _ = small
     ours, theirs = (x.reshape(len(x), -1).astype(float) for x in (held_out, train))
     distances = np.linalg.norm(ours[:, None] - theirs[None], axis=-1)
-    found = nearest(held_out, in_batches(train)(), 3, Seen, num_shown=2)
-    np.testing.assert_array_equal(found.indices, np.argsort(distances, axis=1)[:, :3])
-    np.testing.assert_allclose(found.distances, np.sort(distances, axis=1)[:, :3], rtol=1e-4)
-    np.testing.assert_array_equal(found.images, train[found.indices[:2]])
+    found, indices, images = nearest(held_out, in_batches(train)(), 3, Seen, num_shown=2)
+    np.testing.assert_array_equal(indices, np.argsort(distances, axis=1)[:, :3])
+    np.testing.assert_allclose(found, np.sort(distances, axis=1)[:, :3], rtol=1e-4)
+    np.testing.assert_array_equal(images, train[indices[:2]])
 
 
 def test_copies_score_one_and_new_images_a_half(small):

@@ -38,15 +38,6 @@ def test_a_finished_run_has_a_record_with_its_settings_and_is_not_evaluated_agai
     assert contents(trained.evaluations) == before
 
 
-def test_a_changed_record_is_refused_and_not_reported(of_digits):
-    (path,) = of_digits.evaluations.glob("*/record.json")
-    text = path.read_text()
-    path.write_text(text.replace('"value": ', '"value": 1', 1))
-    with pytest.raises(UserError, match=r"record\.json is damaged: it is not what was written"):
-        evaluated(of_digits)
-    path.write_text(text)
-
-
 @pytest.mark.usefixtures("no_pictures")
 def test_an_evaluation_of_other_settings_or_samples_is_added(trained):
     before = contents(trained.evaluations)
@@ -62,12 +53,9 @@ def test_an_evaluation_of_other_settings_or_samples_is_added(trained):
 
 
 def test_an_interrupted_evaluation_leaves_no_record(trained, monkeypatch):
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
-
     before = contents(trained.evaluations)
-    monkeypatch.setattr(report, "draw_pictures", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(report, "draw_pictures", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
         evaluated(trained, num_samples=NUM + 1)
     assert contents(trained.evaluations) == before
 

@@ -33,20 +33,22 @@ def moved(array):  # Parameters unlike any initialisation, which need no trainin
     return array + 0.05 * np.cos(np.arange(array.size)).reshape(array.shape)
 
 
+VARIANTS = {
+    "swissroll": ("swissroll", {}),
+    "digits": ("digits", {**SMALL_RESNET, "network.denoiser_width": 4}),
+    "mixture": ("digits", {**SMALL_RESNET, "prior.num_components": 3, "prior.rank": 4}),
+    "by_class": ("digits", {**SMALL_RESNET, "network.by_class": True}),
+}
+
+
 @pytest.fixture(scope="module")
 def exported(tiny, tmp_path_factory):
     """Returns `name -> (folder, the program's samples, experiment)`."""
     done = {}
-    variants = {
-        "swissroll": ("swissroll", {}),
-        "digits": ("digits", {**SMALL_RESNET, "network.denoiser_width": 4}),
-        "mixture": ("digits", {**SMALL_RESNET, "prior.num_components": 3, "prior.rank": 4}),
-        "by_class": ("digits", {**SMALL_RESNET, "network.by_class": True}),
-    }
 
     def of(name):
         if name not in done:
-            config, changes = variants[name]
+            config, changes = VARIANTS[name]
             model = experiment_of(tiny(config, changes), 10 if name == "by_class" else None)
             state, folder = model.init_state(), tmp_path_factory.mktemp(name) / "export"
             ema = jax.tree.map(moved, state.ema_variables)
@@ -58,7 +60,7 @@ def exported(tiny, tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("name", ["swissroll", "digits", "mixture", "by_class"])
+@pytest.mark.parametrize("name", VARIANTS)
 def test_the_code_of_the_card_draws_the_samples_of_the_program(name, exported, monkeypatch):
     folder, expected, _ = exported(name)
     (code,) = re.findall("```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
@@ -76,12 +78,9 @@ def test_an_export_has_plain_arrays_their_digest_and_no_path(exported, tiny):
     arrays = safetensors.numpy.load(stored)
     assert {name.split("/")[0] for name in arrays} == {"network", "prior"}
     config = json.loads((folder / "config.json").read_text())
-    assert config["sha256"] == hashlib.sha256(stored).hexdigest()
-    assert config["step"] == 7
+    assert (config["step"], config["sha256"]) == (7, hashlib.sha256(stored).hexdigest())
     assert settings.from_config(config["settings"]) == model.settings
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "README.md", "config.json", "model.safetensors"
-    ]  # fmt: skip
+    assert len([*folder.iterdir()]) == 3
     assert not set(config["settings"]) & set(settings.PATHS)
 
 

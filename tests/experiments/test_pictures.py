@@ -1,15 +1,11 @@
 """Pictures of arrays: grids, strips, curves, in a style of their own."""
 
-import math
-
 import matplotlib
 import numpy as np
-import pytest
 from PIL import Image
 
 from experiments import pictures
 from experiments.data.source import Source
-from experiments.evaluation.metrics import Estimate, Metric
 from experiments.pictures import images
 
 PATH = np.linspace(-1.0, 1.0, 5)[:, None, None, None, None] * np.ones((5, 2, 4, 4, 1))
@@ -51,23 +47,3 @@ def test_a_strip_has_a_row_per_sample_and_the_numbers_of_its_steps():
     sheet = np.asarray(ax.get_images()[0].get_array())
     assert sheet.shape == (2 * 5, 5 * 5)
     np.testing.assert_array_equal(sheet[0, ::5], [0, 64, 128, 191, 255])
-
-
-def test_the_best_of_a_curve_is_the_lowest_number_and_its_marks_do_not_overlap():
-    values = (math.nan, 2.0, 1.0, 3.0)
-    points = [(i, Metric("frechet_9", "frechet", Estimate(v))) for i, v in enumerate(values)]
-    figure, best = pictures.over_length(points, "title $", {"$K$": 2, "$K+1$": 3})
-    assert best == points[2]
-    (ax,) = figure.axes
-    assert [text.get_ha() for text in ax.texts] == ["right", "left"]
-    assert ax.get_ylabel().startswith("Fréchet distance")
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_images_are_tiled_row_by_row_with_white_gaps(channels):
-    grey = np.arange(5)[:, None, None, None] / 5 * np.ones((5, 2, 3, channels))
-    sheet = images.tile(grey, 2)
-    assert sheet.shape == (3 * 3, 2 * 4, channels)
-    assert sheet[0, 0, 0] < sheet[0, 4, 0] < sheet[3, 0, 0] < 255
-    assert (sheet[2] == 255).all()
-    assert (sheet[6:, 4:] == 255).all(), "the missing sixth image"

@@ -110,17 +110,14 @@ def test_a_classifier_chooses_the_components_where_samples_start(tiny):
         assert ((found == np.arange(100) % 10).mean() > 0.9) == is_chosen
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
+def test_flags_of_classes_that_do_not_fit_are_explained(of_digits):
+    for flags, message in (
         ({"class": "3"}, "--class=3 needs --classifier"),
         ({"classifier": "x"}, "--classifier guides samples of a class: add --class=NAME"),
         ({"class": "3", "classifier": "/nowhere"}, "nowhere is not the folder of a classifier"),
-    ],
-)
-def test_flags_of_classes_that_do_not_fit_are_explained(of_digits, flags, message):
-    with pytest.raises(UserError, match=message):
-        start("sample", of_digits.root, None, num_samples=2, **flags)
+    ):
+        with pytest.raises(UserError, match=message):
+            start("sample", of_digits.root, None, num_samples=2, **flags)
 
 
 def test_a_class_is_given_by_name_or_number_and_the_error_suggests_the_nearest():
