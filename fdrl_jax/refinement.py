@@ -63,9 +63,8 @@ def refine(
         refined = fdrl.refine(key, x, lambda x: -discriminator(x), real=held_out).samples
 
     With `real`, data that the ratio was not trained on, the samples of the step that is nearest to
-    them are returned. Without it, nothing shows whether the samples improved; outside of `jax.jit`,
-    a warning reports samples that left the range of the given ones. Log-ratios that cannot be those
-    of the given samples cause a warning, too.
+    them are returned. Without it, nothing shows whether the samples improved. Samples that leave
+    the range of the given ones, or log-ratios that cannot be theirs, cause a warning.
 
     Args:
       key: as for `flow`.

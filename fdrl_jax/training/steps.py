@@ -1,8 +1,7 @@
 """The training step, a pure function for one replica.
 
-A step is built once from functions and hyper-parameters and holds no arrays. `parallel` maps it
-over devices, and you can call it inside your own `jax.jit`. The random key is an argument, so
-another seed needs no compilation, and `jax.vmap` over keys trains several seeds at once.
+It holds no arrays. `parallel` maps it over devices, and you can call it inside your own `jax.jit`.
+The random key is an argument, so `jax.vmap` over keys trains several seeds at once.
 """
 
 import math

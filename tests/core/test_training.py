@@ -21,22 +21,8 @@ VARIABLES = small_problem.initial_variables()
 
 
 @functools.cache
-def compiled(**options):
-    return jax.jit(small_problem.train_step(**options))
-
-
-@functools.cache
 def repeated():
     return jax.jit(steps.repeat_steps(small_problem.train_step(), 5))
-
-
-def from_host(data, host_batch, key, positions):
-    return host_batch
-
-
-def host_batch(num=16):
-    real, source = jax.random.normal(jax.random.key(5), (2, num, 2))
-    return {"real": 0.5 + real, "source": source}
 
 
 # Keys and positions
@@ -107,17 +93,17 @@ def test_the_average_of_parameters_of_any_precision_reaches_them(dtype):
 
 
 def test_a_step_follows_the_gradient_of_the_objective():
-    params, batch = VARIABLES["params"], host_batch()
+    params, (real, source) = VARIABLES["params"], jax.random.normal(KEY, (2, 16, 2))
     problem = small_problem.problem(prior_sample=priors.batch().sample, noise_scale=0.0)
     optimizer = optax.sgd(0.1)
-    options = {"draw": from_host, "optimizer": optimizer, "ema_rate": 0.75}
+    batch = {"real": 0.5 + real, "source": source}
+    options = {"draw": lambda *_: batch, "optimizer": optimizer, "ema_rate": 0.75}
     step = jax.jit(small_problem.train_step(problem, **options))
-    after, metrics = step(KEY, small_problem.initial_state(optimizer), CONSTANTS, batch)
+    after, metrics = step(KEY, small_problem.initial_state(optimizer), CONSTANTS)
 
     def loss(params):
         own = functools.partial(small_problem.apply, {"params": params})
-        examples = {"real": batch["real"], "x0": batch["source"]}
-        return problem.method.objective(KEY, own, **examples)[0]  # Without noise, any key.
+        return problem.method.objective(KEY, own, real=batch["real"], x0=source)[0]
 
     value, gradient = jax.value_and_grad(loss)(params)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
@@ -141,9 +127,9 @@ def test_n_steps_and_then_m_equal_n_plus_m_steps_bit_for_bit_and_single_ones():
     for name, values in history.items():
         pieces = np.concatenate([first[name][:2], second[name][:3]])
         np.testing.assert_array_equal(pieces, values, err_msg=name)
-    now = start
+    now, step = start, jax.jit(small_problem.train_step())
     for i in range(2):
-        now, metrics = compiled()(KEY, now, CONSTANTS, None)
+        now, metrics = step(KEY, now, CONSTANTS, None)
         chex.assert_trees_all_close(jax.tree.map(lambda h, i=i: h[i], history), metrics, rtol=1e-5)
     chex.assert_trees_all_close(now, middle, rtol=1e-5)
     same, _ = repeated()(KEY, start, CONSTANTS, None, 0)
@@ -244,13 +230,12 @@ def test_the_loss_reaches_an_optimizer_that_needs_it():
     assert optax.tree.get(end.opt_state, "scale") < 1.0
 
 
-def draw_wrong(num):
-    return lambda data, host_batch, key, positions: {"real": jnp.zeros((num, 2))}
-
-
 MISUSE = {
     "rate": (lambda: run_one(ema_rate=1.0), "ema_rate must be at least 0 and below 1, got 1.0"),
-    "rows": (lambda: run_one(draw=draw_wrong(8)), "one example per position, 16, got 8"),
+    "rows": (
+        lambda: run_one(draw=lambda *_: {"real": jnp.zeros((8, 2))}),
+        "one example per position, 16, got 8",
+    ),
     "fraction": (lambda: run_one(gradient_penalty_fraction=0.0), "gradient_penalty_fraction must"),
     "count": (
         lambda: repeated().__wrapped__(KEY, small_problem.initial_state(), CONSTANTS, None, 6),
