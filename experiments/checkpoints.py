@@ -175,8 +175,9 @@ class Checkpoints:
             if digest_of(self._run_id, state) == record["sha256"]:
                 return Restored(state, record["sha256"], record["window"])
         except Exception as error:  # Orbax raises plain exceptions for damaged files.
-            # A disk that cannot be read at present is not damage.
-            if isinstance(error, (MemoryError, OSError)) and not isinstance(error, _GONE):
+            # A disk that cannot be read is not damage; TensorStore's texts have its error numbers.
+            is_failing = isinstance(error, (MemoryError, OSError)) and not isinstance(error, _GONE)
+            if is_failing or re.search(r"os_error_code='(?!2')", str(error)):
                 raise
             return first_line(error)
         return "its content is not what this run saved"

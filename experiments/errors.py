@@ -34,10 +34,8 @@ def ending_in_one_line() -> Iterator[None]:
     """Ends the program with one line for an error that the user can fix, and for Ctrl-C."""
     try:
         yield
-    except StoppedError as error:
-        leave(error.exit_code, str(error))
     except UserError as error:
-        leave(error.exit_code, f"error: {error}")
+        leave(error.exit_code, f"{error}" if isinstance(error, StoppedError) else f"error: {error}")
     except KeyboardInterrupt:
         leave(130, "Interrupted; existing files are intact.")
     except OSError as error:

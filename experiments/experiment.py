@@ -97,11 +97,10 @@ def build(
     checked. Without it, a placeholder suffices to compile and time.
     """
     with explained():
-        num_of_classes = None
-        if settings.network.by_class:
-            if source.starts is not None:
-                raise ValueError("network.by_class is not for flows that start from images")
-            num_of_classes = count_classes(settings, source, "network.by_class")
+        by_class = settings.network.by_class
+        if by_class and source.starts is not None:
+            raise ValueError("network.by_class is not for flows that start from images")
+        num_of_classes = count_classes(settings, source, "network.by_class") if by_class else None
         network = make_network(settings, source.event_shape, num_of_classes)
         denoiser = None
         if width := settings.network.denoiser_width:
@@ -158,8 +157,7 @@ def for_shape(settings: Settings, event_shape: tuple[int, ...]) -> Settings:
     """Returns settings with the step size and the blocks that were left to the data's shape."""
     flow, network = settings.flow, settings.network
     if not flow.step_size:
-        step_size = step_size_for(event_shape, flow.num_steps)
-        flow = dataclasses.replace(flow, step_size=step_size)
+        flow = dataclasses.replace(flow, step_size=step_size_for(event_shape, flow.num_steps))
     if network.name == "resnet" and not network.blocks:
         network = dataclasses.replace(network, blocks=blocks_for(event_shape))
     return dataclasses.replace(settings, flow=flow, network=network)
@@ -222,7 +220,7 @@ def init_state(
     variables = jax.jit(network.init)(key, np.zeros((1, *event_shape), np.float32))
     if denoiser:
         variables = denoiser.add_params(variables, jax.random.fold_in(key, 1), event_shape)
-    return state.create(dict(variables), make_optimizer(settings))
+    return state.create(dict(variables), _make_optimizer(settings))
 
 
 def learning_rate(settings: Settings) -> optax.Schedule:
@@ -240,18 +238,17 @@ def learning_rate(settings: Settings) -> optax.Schedule:
     return lambda step: schedule(step) * jnp.minimum(1.0, (step + 1) / warmup)
 
 
-def make_optimizer(settings: Settings) -> optax.GradientTransformation:
-    """Returns Adam, with gradient clipping if it is set."""
+def _make_optimizer(settings: Settings) -> optax.GradientTransformation:
     options = settings.optimizer
     adam = optax.adam(learning_rate(settings), b1=options.b1)
-    clips = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm else []
-    return optax.chain(*clips, adam) if clips else adam
+    clip = optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else None
+    return optax.chain(clip, adam) if clip else adam
 
 
 def step_options(settings: Settings, num_replicas: int | None) -> dict[str, Any]:
     """Returns the options of `steps.from_gradients`, which all training steps have."""
     return {
-        "optimizer": make_optimizer(settings),
+        "optimizer": _make_optimizer(settings),
         "batch_size": devices.local_batch_size(settings.train.batch_size, num_replicas),
         "ema_rate": settings.train.ema_rate,
         "ema_ramp": True,
@@ -304,9 +301,8 @@ def _prior(
     """Returns the prior, and the fields `prior_arguments` and `fitted` of an `Experiment`."""
     name = settings.prior.name
     if source.is_translation and name != "source":
-        raise ValueError(
-            f"a translation starts from images, with prior.name='source', not {name!r}"
-        )
+        needed = "a translation starts from images, with prior.name='source'"
+        raise ValueError(f"{needed}, not {name!r}")
     if name == "data_dependent":
         found = fitted(num_of_classes) if callable(fitted) else fitted
         found = found or prior.placeholder(settings.prior, source, num_of_classes)
@@ -316,13 +312,10 @@ def _prior(
         return made, {"name": "mixture", **arguments}, found
     if name == "source":
         if source.starts is None:
-            raise ValueError(
-                "prior.name='source' needs images to start from: data.name='pair', or "
-                "data.source_class and data.target_class"
-            )
+            needed = "data.name='pair', or data.source_class and data.target_class"
+            raise ValueError(f"prior.name='source' needs images to start from: {needed}")
         arguments = {"field": "source", "dequantisation": settings.data.dequantisation}
         return priors.batch(**arguments), arguments, None
     shape: dict[str, Any] = {"event_shape": list(source.event_shape)}
-    if name == "uniform":
-        return priors.uniform(**shape), shape, None
-    return priors.normal(**shape), shape, None
+    make = priors.uniform if name == "uniform" else priors.normal
+    return make(**shape), shape, None

@@ -1,7 +1,6 @@
 """The data-dependent prior, which is fitted once when a run is created and then stored with it."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +18,9 @@ _MAX_NUMBERS = 2**28  # Of the examples that a mixture is fitted to: 1 GiB.
 
 
 class FittedPrior(NamedTuple):
-    """The arrays of `priors.mixture`, and what the fit found."""
+    """The arrays of `priors.mixture`."""
 
     params: dict[str, np.ndarray]
-    share_held: float  # Share of the data's variance that the factors explain; 1 if they are exact.
-    num_examples: int
 
     @property
     def sha256(self) -> str:
@@ -48,14 +45,7 @@ def fit_to(source: Source, wanted: Prior, num_classes: int | None) -> FittedPrio
     batches = tqdm(
         source.train_batches(limit), "fitting the prior", leave=False, unit="batch", disable=hidden
     )
-    counts: list[int] = []
-
-    def counted() -> Iterator[np.ndarray]:
-        for batch in batches:
-            counts.append(len(batch))
-            yield batch
-
-    data: Any = counted()
+    data: Any = iter(batches)
     if num > 1 or num_classes:
         data = np.concatenate(list(data))
     if num_classes and source.labels is not None:
@@ -66,7 +56,12 @@ def fit_to(source: Source, wanted: Prior, num_classes: int | None) -> FittedPrio
     found = priors.fit(
         data, num_components=num, rank=rank or None, labels=labels, jitter=wanted.jitter
     )
-    return FittedPrior(found.params, found.share_held, sum(counts))
+    size, columns = found.params["factor"].shape
+    fitted = FittedPrior(found.params)
+    if not hidden:
+        count = fitted.num_components
+        print(f"prior: {count} Gaussians of rank {columns // count}, {size:,} numbers each")
+    return fitted
 
 
 def choose(wanted: Prior, source: Source, num_classes: int | None) -> tuple[int, int]:
@@ -97,34 +92,19 @@ def placeholder(wanted: Prior, source: Source, num_classes: int | None) -> Fitte
     }
     if rank:
         params["remainder_scale"] = np.ones((total, *source.event_shape), np.float32)
-    return FittedPrior(params, 0.0, 0)
+    return FittedPrior(params)
 
 
 def write(file: Path, fitted: FittedPrior) -> None:
     """Writes a prior."""
-    arrays: dict[str, Any] = {**fitted.params, **fitted._asdict()}
+    arrays: dict[str, Any] = fitted.params
     with replacing(file) as stream:
-        np.savez(stream, **{name: a for name, a in arrays.items() if name != "params"})
+        np.savez(stream, **arrays)
 
 
 def read(file: Path, sha256: str) -> FittedPrior:
     """Reads the prior of a run; a UserError names a file that is not the run's."""
-    stored = read_npz(file)
-    numbers = [stored.pop(name, np.zeros(())).item() for name in ("share_held", "num_examples")]
-    fitted = FittedPrior(stored, *numbers)
+    fitted = FittedPrior(read_npz(file))
     if fitted.sha256 != sha256:
         raise UserError(f"{file} is not the file the run was created with; restore it")
     return fitted
-
-
-def describe(fitted: FittedPrior) -> str:
-    """Returns a line of progress about the fit."""
-    size, columns = fitted.params["factor"].shape
-    rank = columns // fitted.num_components
-    form = "full covariance" if fitted.share_held == 1.0 else f"rank {rank}"
-    if fitted.num_components > 1:
-        form = f"{fitted.num_components} Gaussians of rank {rank}"
-    return (
-        f"prior: fitted to {fitted.num_examples:,} examples of {size:,} numbers, {form}, "
-        f"{fitted.share_held:.2%} of the variance explained"
-    )

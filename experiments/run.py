@@ -114,10 +114,9 @@ class Run:
         """Returns the settings of a command, of which only some may differ from the run's."""
         fixed = settings.fixed(self.settings, wanted, verb)
         if differing := settings.differences(fixed, wanted):
-            raise UserError(
-                f"these settings were fixed when the run {self.root} was created: "
-                f"{'; '.join(differing)}. To use others, train in another --workdir"
-            )
+            fixed_at = f"these settings were fixed when the run {self.root} was created"
+            hint = "To use others, train in another --workdir"
+            raise UserError(f"{fixed_at}: {'; '.join(differing)}. {hint}")
         return wanted
 
     def warn_of_changes(self, precision: str) -> None:
@@ -155,15 +154,11 @@ class Run:
 
     def read_snapshots(self, up_to_step: int) -> list[tuple[int, np.ndarray]]:
         """Reads the snapshots (samples during training) up to a step, in order."""
-        found = [(int(p.stem), p) for p in self.snapshots.glob("*.npz") if p.stem.isdecimal()]
         read: list[tuple[int, np.ndarray]] = []
-        for step, path in sorted(item for item in found if item[0] <= up_to_step):
-            try:
-                array = files.read_npz(path, "arr_0")["arr_0"]
-            except UserError as error:
-                logging.getLogger("fdrl").warning("%s", error)
-            else:
-                read += [(step, array)] if not read or array.shape == read[0][1].shape else []
+        for path in sorted(self.snapshots.glob("*.npz")):
+            array = files.read_npz(path, "arr_0")["arr_0"]
+            is_alike = not read or array.shape == read[0][1].shape
+            read += [(int(path.stem), array)] if is_alike and int(path.stem) <= up_to_step else []
         return read
 
     def newest_evaluation(self, key: Key) -> dict[str, Any] | None:
@@ -280,10 +275,8 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
 def check_agreed(content: Any) -> None:
     """Raises a UserError unless all processes, which must call this, have the same content."""
     if not devices.same_on_all_processes(sha256_of_json(content)):
-        raise UserError(
-            "the processes of the run have different settings, data, versions, checkpoints or "
-            "folders: start each with the same command, on the same data and --workdir"
-        )
+        what = "settings, data, versions, checkpoints or folders"
+        raise UserError(f"the processes of the run have different {what}")
 
 
 class Opened(NamedTuple):

@@ -1,8 +1,4 @@
-"""All settings of a run, each declared once: default, meaning, limits, and when it may change.
-
-The defaults in `configs/base.py`, the checks, `--help=KEY` and the reference page of the
-documentation follow from these declarations. A config is converted once, by `from_config`.
-"""
+"""All settings of a run, each declared once: default, meaning, limits, and when it may change."""
 
 import dataclasses
 import json
@@ -79,9 +75,8 @@ class Declared(NamedTuple):
 
 def setting(default: Any, *, about: str, **limits: Any) -> Any:
     """Returns the field of a setting, with the other fields of `Declared`."""
-    return dataclasses.field(
-        default=default, metadata={"declared": Declared(default, about, **limits)}
-    )
+    declared = Declared(default, about, **limits)
+    return dataclasses.field(default=default, metadata={"declared": declared})
 
 
 def _are(values: Any, low: int, high: int) -> bool:
@@ -362,10 +357,9 @@ def defaults() -> dict[str, Any]:
 
 
 def from_config(config: Mapping[str, Any]) -> Settings:
-    """Returns the settings of a nested or flat config: the only conversion of a config.
+    """Returns the settings of a nested or flat config, with defaults for what is left out.
 
-    Keys that are left out have their default. `~` in a path becomes the home folder. A UserError
-    names each key that is unknown or has a value that is not allowed.
+    A UserError names each key that is unknown or has a value that is not allowed.
     """
     found: dict[str, dict[str, Any]] = {}
     refused = set()
@@ -401,7 +395,7 @@ def to_flat(settings: Settings) -> Flat:
 
 
 def of_scope(settings: Settings, *scopes: Scope) -> Flat:
-    """Returns the settings whose scope is one of these, as `to_flat`."""
+    """Returns the settings of these scopes."""
     return {k: v for k, v in to_flat(settings).items() if DECLARED[k].scope in scopes}
 
 

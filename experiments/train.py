@@ -27,7 +27,6 @@ from experiments.evaluation import inception
 from experiments.evaluation.metrics import Metric
 from experiments.experiment import Experiment, Training
 from experiments.files import replacing
-from experiments.prior import FittedPrior
 from experiments.run import Kind, Opened, Run
 from experiments.settings import Settings
 from fdrl_jax.training import parallel
@@ -83,8 +82,8 @@ def open_or_create(command: Command, kind: Kind = "ratio") -> tuple[Run, Any]:
         model = classifier.build(used, source)
     else:
         check(used, source)
-        fitted = opened.prior() if opened else functools.partial(_fit_prior, used, source)
-        model = experiment.build(used, source, fitted)
+        fit_to = functools.partial(prior.fit_to, source, used.prior)
+        model = experiment.build(used, source, opened.prior() if opened else fit_to)
     if opened is not None:
         opened.warn_of_changes(used.precision)
     else:
@@ -121,13 +120,6 @@ def check(wanted: Settings, source: Source) -> None:
         raise UserError("the metric of evaluate.every_steps needs at least 2 held-out images")
     if weights := wanted.evaluate.inception_weights:
         inception.describe(weights)  # Raises an error if something is missing.
-
-
-def _fit_prior(wanted: Settings, source: Source, num_classes: int | None) -> FittedPrior:
-    fitted = prior.fit_to(source, wanted.prior, num_classes)
-    if devices.is_first_process():
-        print(prior.describe(fitted))
-    return fitted
 
 
 def fit(training: Training, opened: Run) -> Restored:
@@ -198,7 +190,8 @@ def fit(training: Training, opened: Run) -> Restored:
                         save()
                 if step == last:
                     break
-                count = min(wanted.train.steps_per_dispatch, _until_due(wanted, step))
+                most = wanted.train.steps_per_dispatch
+                count = next((n for n in range(1, most) if _due(wanted, step + n)), most)
                 # Fetched while the device works on the previous dispatch.
                 host_batches = take(count)
                 state, metrics = run_steps(key, state, constants, host_batches, count)
@@ -207,10 +200,9 @@ def fit(training: Training, opened: Run) -> Restored:
                 bar.update(count)
         if stopping:
             store.wait()
-            by = f"stopped by {stop.heard or 'a signal to another process'}"
-            if not store.steps():
-                raise StoppedError(f"{by} before the first step. Rerun to start again.")
-            raise StoppedError(f"{by}; step {step} is saved. Rerun to resume.")
+            saved_at = f"step {step} is saved" if store.steps() else "no step is saved"
+            by = stop.heard or "a signal to another process"
+            raise StoppedError(f"stopped by {by}; {saved_at}. Rerun to resume.")
         trained = jax.tree.map(np.asarray, parallel.unreplicate(state))
         return Restored(trained, opened.digest(trained), {})
 
@@ -221,13 +213,6 @@ def _due(wanted: Settings, step: int) -> set[str]:
     every = {name: getattr(wanted, name).every_steps for name in _ACTIONS}
     due = {name for name, of in every.items() if step and of and (is_last or step % of == 0)}
     return due | ({"snapshot"} if step in _EARLY_SNAPSHOTS else set())
-
-
-def _until_due(wanted: Settings, step: int) -> int:
-    """Returns the number of steps until something is due."""
-    every = [getattr(wanted, name).every_steps for name in _ACTIONS]
-    early = [at - step for at in _EARLY_SNAPSHOTS if at > step]
-    return min(wanted.train.num_steps - step, *(of - step % of for of in every if of), *early)
 
 
 class _Recent:

@@ -20,10 +20,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, ndtr, ndtri
 from scipy.stats import chi2, ncx2, rankdata
 
-__all__ = [
-    *("NUM_FOLDS", "Columns", "Pair", "Quadratic", "fit", "independence", "plain_and_ranked"),
-    *("smallest_kl", "two_sample"),
-]
+__all__ = ["Columns", "Pair", "Quadratic", "fit", "independence", "smallest_kl", "two_sample"]
 __dir__ = __all__.copy
 
 Array = jax.Array
@@ -57,7 +54,7 @@ class Columns(NamedTuple):
     normal: Array | None = None
 
     def standardised(self, x: Any) -> Any:
-        """Returns standardised columns; in NumPy, with the precision of `x`."""
+        """Returns standardised columns, in the precision of `x`."""
         return (x - self.shift) * self.scale
 
     def normalised(self, x: Array) -> Array:
@@ -147,9 +144,7 @@ def fit(rows: Pair, weights: Pair, folds: Pair) -> tuple[Quadratic, Pair]:
     return stacked, (outputs[best, : len(top)], outputs[best, len(top) :])
 
 
-def _path(
-    x: np.ndarray, sign: np.ndarray, weight: np.ndarray, num_rows: int
-) -> Iterator[Quadratic]:
+def _path(x: np.ndarray, sign: np.ndarray, weight: np.ndarray, rows: int) -> Iterator[Quadratic]:
     """Returns the regressions of one fold with weaker and weaker ridges."""
     size = x.shape[1]
     for is_set in (sign > 0, sign < 0):
@@ -162,16 +157,16 @@ def _path(
     features = np.concatenate([np.ones((len(x), 1)), (features - mean) / std], axis=1)
     beta = np.zeros(features.shape[1])
     for of_columns, of_products in _PENALTIES:
-        penalty = np.full(len(beta), of_products / num_rows)
-        penalty[: size + 1] = of_columns / num_rows
+        penalty = np.full(len(beta), of_products / rows)
+        penalty[: size + 1] = of_columns / rows
         penalty[0] = 1e-9
         beta = _logistic(features, sign, weight, penalty, beta)
         slope = beta[1:] / std
         square = slope[size : 2 * size]
         if size <= _MAX_PAIRED:
             square = np.diag(square)
-            square[pairs] += slope[2 * size :] / 2
-            square[pairs[::-1]] += slope[2 * size :] / 2
+            for half in (pairs, pairs[::-1]):
+                square[half] += slope[2 * size :] / 2
         yield Quadratic(beta[0] - slope @ mean, slope[:size], square)
 
 
@@ -230,10 +225,9 @@ def two_sample(
         labels = np.where(is_top, 1.0 / n, -1.0 / m)
         draws = np.stack([labels, *(rng.permutation(labels) for _ in range(_NUM_PERMUTATIONS))])
         return _smallest_p([_lengths(draws, f) for f in _features(x)])
-    if weights is None:
-        weights = np.ones(len(top)), np.ones(len(bottom))
-    picked = [w[rows] for w, rows in zip(weights, chosen, strict=True)]
-    labels = np.concatenate([picked[0] / picked[0].sum(), -picked[1] / picked[1].sum()])
+    weights = weights or (np.ones(len(top)), np.ones(len(bottom)))
+    of_top, of_bottom = (w[rows] for w, rows in zip(weights, chosen, strict=True))
+    labels = np.concatenate([of_top / of_top.sum(), -of_bottom / of_bottom.sum()])
     group = np.arange(n + m)
     if groups is not None:
         named = np.concatenate([g[rows] for g, rows in zip(groups, chosen, strict=True)])

@@ -59,8 +59,7 @@ def log_density(
       step_size: `η`.
 
     Raises:
-      ValueError: for points that are not [B, D] with D from 1 to 64, or functions that do not
-        return one number per point.
+      ValueError: for points or results of functions with other shapes.
 
     Reference: Behrmann et al., "Invertible Residual Networks", ICML 2019.
     """
@@ -90,10 +89,8 @@ def log_density(
     start, (log_dets, eigenvalues, residuals) = lax.scan(invert, x, None, length=num_steps)
     of_start, log_ratio = prior_log_density(start), log_ratio_fn(x)
     for name, values in (("prior_log_density", of_start), ("log_ratio_fn", log_ratio)):
-        if jnp.shape(values) != x.shape[:1]:  # [B, 1] would broadcast.
-            raise ValueError(
-                f"{name} must return one number per point, {x.shape[:1]}, got {jnp.shape(values)}"
-            )
+        if (shape := jnp.shape(values)) != x.shape[:1]:  # [B, 1] would broadcast.
+            raise ValueError(f"{name} must return one number per point, {x.shape[:1]}, got {shape}")
     largest = jnp.max(eigenvalues, axis=0, initial=-jnp.inf)
     residual = jnp.max(residuals, axis=0, initial=0.0)
     invertible = (largest < 1.0) & (residual < _MAX_RESIDUAL)

@@ -17,8 +17,6 @@ from fdrl_jax.ratio.fit import fit_ratio
 __all__ = ["RatioEstimator"]
 __dir__ = __all__.copy
 
-_MAX_CATEGORIES = 30
-
 
 class RatioEstimator(BaseEstimator):  # type: ignore[misc]
     """The ratio of the density of `X` over that of a reference.
@@ -47,35 +45,19 @@ class RatioEstimator(BaseEstimator):  # type: ignore[misc]
     def fit(
         self, X: Any, y: Any = None, *, X_reference: Any = None, sample_weight: Any = None
     ) -> "RatioEstimator":
-        """Fits the ratio `X / X_reference`.
-
-        Args:
-          X: samples of the numerator, [N, D].
-          y: ignored.
-          X_reference: samples of the denominator, [M, D].
-          sample_weight: weights of `X`, [N].
-
-        Returns:
-          The estimator.
-        """
+        """Fits the ratio of `X`, [N, D], with weights, [N], over `X_reference`, [M, D]."""
         if X_reference is None:
             raise ValueError("RatioEstimator needs fit(X, X_reference=...)")
         self._encoder = None
         if hasattr(X, "columns") and hasattr(X_reference, "columns"):
             numbers = list(X.select_dtypes("number").columns)
             others = [name for name in X.columns if name not in numbers]
-            levels = OneHotEncoder(
-                handle_unknown="ignore", max_categories=_MAX_CATEGORIES, sparse_output=False
-            )
+            levels = OneHotEncoder(handle_unknown="ignore", max_categories=30, sparse_output=False)
             impute = SimpleImputer(strategy="median", add_indicator=True)
-            encoder = ColumnTransformer(
-                [("numbers", impute, numbers), ("levels", levels, others)],
-                verbose_feature_names_out=False,
-            )
+            encoder = ColumnTransformer([("numbers", impute, numbers), ("levels", levels, others)])
             both = import_module("pandas").concat([X, X_reference[list(X.columns)]])
             self._encoder = encoder.fit(both)
-        top = self._encoded(X, reset=True)
-        bottom = self._encoded(X_reference, reset=False)
+        top, bottom = self._encoded(X, reset=True), self._encoded(X_reference)
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, X)
         seed = check_random_state(self.random_state).randint(2**31 - 1)

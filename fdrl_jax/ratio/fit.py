@@ -107,9 +107,7 @@ def fit_ratio(
     Reference: Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
     """
     if denominator is None:
-        raise TypeError(
-            "fit_ratio needs a key first: fit_ratio(jax.random.key(0), numerator, denominator)"
-        )
+        raise TypeError("fit_ratio needs a key first: fit_ratio(jax.random.key(0), top, bottom)")
     rows = _array("numerator", numerator), _array("denominator", denominator)
     names = column_names(numerator), column_names(denominator)
     check_columns({"numerator": names[0], "denominator": names[1]})
@@ -176,10 +174,10 @@ def mutual_information(
       key: a key.
       x: samples of `x`, [N, ...], at least 20.
       y: samples of `y`, [N, ...], in the same order.
-      network: see `fit_ratio`; its input is `[x, y]`, flattened, [B, Dx + Dy].
-      num_waymarks: see `fit_ratio`.
+      network: see `fit_ratio`, as for the others; its input is `[x, y]`, [B, Dx + Dy].
+      num_waymarks: number of waymarks.
       weights: a weight per pair, [N], at least 0.
-      groups: a label per pair, [N]; see `fit_ratio`.
+      groups: a label per pair, [N].
       options: how to train.
 
     Raises:
@@ -189,14 +187,10 @@ def mutual_information(
     partners).
     """
     if y is None:
-        raise TypeError(
-            "mutual_information needs a key first: mutual_information(jax.random.key(0), x, y)"
-        )
+        raise TypeError("mutual_information needs a key first, such as jax.random.key(0)")
     xs, ys = _array("x", x), _array("y", y)
     if len(xs) != len(ys):
-        raise ValueError(
-            f"x and y must be pairs, one y per x, got {len(xs)} and {len(ys)} examples"
-        )
+        raise ValueError(f"x and y must be pairs, one y per x, got {len(xs)} and {len(ys)}")
     num = len(xs)
     xs, ys = xs.reshape(num, -1), ys.reshape(num, -1)
     key, rng = _key_and_generator(key)
@@ -221,16 +215,11 @@ def mutual_information(
             return 1.0  # Rows cannot be permuted; the fitted ratio decides.
         return base.independence(rng, top[:, :columns], top[:, columns:])
 
-    problem = _Problem(
-        key,
-        (np.concatenate([xs, ys], axis=1), bottom),
-        (weight, both / both.sum()),
-        (folds, np.tile(folds, copies)),
-        (group, np.tile(group, copies)),
-        np.arange(columns + ys.shape[1]) >= columns,
-        network,
-        options,
-    )
+    sets = np.concatenate([xs, ys], axis=1), bottom
+    of_weights = weight, both / both.sum()
+    of_folds, of_groups = (folds, np.tile(folds, copies)), (group, np.tile(group, copies))
+    mixed = np.arange(sets[0].shape[1]) >= columns
+    problem = _Problem(key, sets, of_weights, of_folds, of_groups, mixed, network, options)
     ratio = _fit(problem, num_waymarks, p_value)
     return MutualInformation(*ratio.divergence("kl"), ratio)
 
@@ -367,10 +356,8 @@ def _gain(before: tuple[Scores, Scores] | None, after: tuple[Scores, Scores]) ->
     """Returns by how much the logistic loss is lower than before (or than of the ratio 1)."""
     estimates = []
     for index, sign in enumerate((-1.0, 1.0)):
-        gains = -np.logaddexp(0.0, sign * after[index].log_ratio)
-        gains += (
-            np.log(2.0) if before is None else np.logaddexp(0.0, sign * before[index].log_ratio)
-        )
+        old = 0.0 if before is None else before[index].log_ratio
+        gains = np.logaddexp(0.0, sign * old) - np.logaddexp(0.0, sign * after[index].log_ratio)
         estimates.append(mean_of(gains, after[index]))
     error = np.hypot(estimates[0].standard_error, estimates[1].standard_error)
     return Estimate(estimates[0].value + estimates[1].value, float(error))
@@ -476,11 +463,10 @@ def _bridged(mapped: _Problem, positions: tuple[int, ...] | None) -> DensityRati
     def held_out(positions: tuple[int, ...]) -> Array:
         return _held_out(mapped, 0, jnp.asarray(positions))
 
-    def aucs(scores: tuple[Array, Array]) -> np.ndarray:
-        pairs = zip(np.asarray(scores[0]), np.asarray(scores[1]), strict=True)
-        return np.array([area_under_curve(*pair) for pair in pairs])
+    def aucs(scores: tuple[Array, Array]) -> list[float]:
+        return [area_under_curve(*pair) for pair in zip(*map(np.asarray, scores), strict=True)]
 
-    def full(positions: tuple[int, ...], num_steps: int) -> tuple[Any, np.ndarray]:
+    def full(positions: tuple[int, ...], num_steps: int) -> tuple[Any, list[float]]:
         offset = gaussians(positions)
         options = mapped.options._replace(num_steps=num_steps)
         heads, state = _train(mapped._replace(options=options), 1, positions, offset)
@@ -511,7 +497,7 @@ def _bridged(mapped: _Problem, positions: tuple[int, ...] | None) -> DensityRati
         _scores(mapped, (values[0], values[1]), part=0),
         mapped.columns,
         ends,
-        tuple(float(auc) for auc in separated),
+        tuple(separated),
         heads=heads,
         params=state.best,
         waymarks=tuple(p / LAST for p in positions),

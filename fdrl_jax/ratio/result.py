@@ -17,10 +17,7 @@ from fdrl_jax.divergences import FDivergence
 from fdrl_jax.ratio.base import Columns, Quadratic, smallest_kl
 from fdrl_jax.ratio.training import Gaussians, Heads
 
-__all__ = [
-    *("Check", "DensityRatio", "Estimate", "Scores", "area_under_curve", "check_columns"),
-    *("column_names", "mean_of", "row_log_ratios"),
-]
+__all__ = ["Check", "DensityRatio", "Estimate", "Scores", "area_under_curve"]
 __dir__ = __all__.copy
 
 Array = jax.Array
@@ -228,10 +225,7 @@ class DensityRatio:
         ratios = np.exp(np.minimum(bottom.log_ratio, _MAX_LOG_RATIO))
         auc = area_under_curve(top.log_ratio, bottom.log_ratio, top.weight, bottom.weight)
         found = Check(
-            trusted=False,
-            usable=False,
-            verdict="",
-            p_value=self.p_value,
+            *(False, False, "", self.p_value),
             smallest_kl=smallest_kl((n, m), self.columns.shift.size),
             # No row of separable sets is near both, so their calibration is unknown.
             slope=_slope(top, bottom) if auc <= _SEPARABLE_AUC else Estimate(np.nan, np.inf),
@@ -252,28 +246,25 @@ class DensityRatio:
 
     def _verdict(self, found: Check, n: float, m: float) -> tuple[bool, str]:
         kls = self.divergence("kl"), self.divergence("reverse_kl")
+        if not (separable := max(self.aucs) > _SEPARABLE_AUC) and self.p_value > 0.05:
+            return False, (
+                f"There is not enough evidence to distinguish the sets (p = {self.p_value:.2g}): n "
+                f"= {n:.0f} and {m:.0f}, smallest KL that would show {found.smallest_kl:.2g} nats."
+            )
         wrong, todo = "", "use more examples or another network"
-        if max(self.aucs) > _SEPARABLE_AUC:
+        if separable:
             wrong = (
                 f"a classifier separates adjacent sets (AUC {max(self.aucs):.4f}), so the size of "
                 "the ratio is extrapolated"
             )
             todo = "leave num_waymarks out" if len(self.aucs) == 1 else "use more waymarks"
-        elif self.p_value > 0.05:
-            return False, (
-                f"There is not enough evidence to distinguish the sets (p = {self.p_value:.2g}): "
-                f"n = {n:.0f} and {m:.0f}, smallest KL that would show "
-                f"{found.smallest_kl:.2g} nats."
-            )
         elif max(kl.value + 2.0 * kl.standard_error for kl in kls) < 0.0 or (
             len(self.aucs) > 1 and min(kl.value for kl in kls) <= 0.0
         ):
             wrong = f"its KL divergences are {kls[0]} and {kls[1]}, and both must be positive"
         elif found.slope.outside(*_LIMITS):
-            wrong = (
-                f"it claims too {'much' if found.slope.value < 1.0 else 'little'}: its calibration "
-                f"slope is {found.slope} in place of 1"
-            )
+            much = "much" if found.slope.value < 1.0 else "little"
+            wrong = f"it claims too {much}: its calibration slope is {found.slope} in place of 1"
         elif found.effective_sample_size >= _MIN_EFFECTIVE and found.mean_ratio.outside(*_LIMITS):
             wrong = f"its mean over the denominator is {found.mean_ratio} in place of 1"
         if wrong:
@@ -284,7 +275,7 @@ class DensityRatio:
         )
 
 
-def column_names(values: ArrayLike | None) -> tuple[str, ...]:
+def column_names(values: Any) -> tuple[str, ...]:
     """Returns the names of the columns of a data frame; empty for anything else."""
     return tuple(name for name in getattr(values, "columns", ()) if isinstance(name, str))
 
@@ -299,20 +290,14 @@ def check_columns(named: Mapping[str, tuple[str, ...]]) -> None:
         )
 
 
-def area_under_curve(
-    upper: ArrayLike,
-    lower: ArrayLike,
-    upper_weights: ArrayLike | None = None,
-    lower_weights: ArrayLike | None = None,
-) -> float:
+def area_under_curve(upper: Any, lower: Any, *weights: np.ndarray) -> float:
     """Returns the probability that a number of `upper`, [n], is above one of `lower`, [m].
 
-    Equal numbers count half (Mann and Whitney's statistic). Weights have the sum 1.
+    Equal numbers count half (Mann and Whitney's statistic). Weights of both have the sum 1.
     """
-    values = np.concatenate([np.asarray(upper), np.asarray(lower)])
-    n, m = len(np.asarray(upper)), len(np.asarray(lower))
-    of_upper = np.full(n, 1.0 / n) if upper_weights is None else np.asarray(upper_weights)
-    of_lower = np.full(m, 1.0 / m) if lower_weights is None else np.asarray(lower_weights)
+    n, m = len(upper), len(lower)
+    values = np.concatenate([upper, lower])
+    of_upper, of_lower = weights or (np.full(n, 1.0 / n), np.full(m, 1.0 / m))
     place = rankdata(values, method="dense") - 1
     mass = np.bincount(place[n:], of_lower, place.max() + 1)
     below = np.cumsum(mass) - mass / 2.0

@@ -8,7 +8,7 @@ Reference: Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurI
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -20,15 +20,10 @@ from jax import lax
 
 from fdrl_jax.ratio.base import Quadratic
 
-__all__ = [
-    *("DEFAULTS", "LAST", "MAX_HELD_OUT", "Gaussians", "Heads", "Inputs", "Network", "Options"),
-    *("State", "SupportsNetwork", "Trunk", "default_trunk", "moments", "refine", "scores"),
-    *("spread", "train", "waymarks", "with_heads"),
-]
+__all__ = ["Gaussians", "Heads", "Network", "Options", "SupportsNetwork", "Trunk"]
 __dir__ = __all__.copy
 
 Array = jax.Array
-Params = Any
 
 LAST = 1024  # Position of the denominator; the numerator is at 0.
 MAX_HELD_OUT = 4096  # Examples of each waymark and fold for early stopping.
@@ -64,8 +59,8 @@ class Network(NamedTuple):
       apply: `(params, x [B, ...]) -> [B]`, or `[B, F]`, features for a linear layer.
     """
 
-    init: Callable[[Array, Array], Params]
-    apply: Callable[[Params, Array], Array]
+    init: Callable[[Array, Array], Any]
+    apply: Callable[[Any, Array], Array]
 
 
 class SupportsNetwork(Protocol):
@@ -115,7 +110,7 @@ class Heads(NamedTuple):
     num_heads: int
     shared: bool
 
-    def init(self, key: Array, x: Array) -> Params:
+    def init(self, key: Array, x: Array) -> Any:
         """Returns initial parameters for inputs like `x`, [B, ...]."""
         if not self.shared:
             keys = jax.random.split(key, self.num_heads)
@@ -125,7 +120,7 @@ class Heads(NamedTuple):
         kernel = jnp.zeros((num_features, self.num_heads))
         return {"network": params, "kernel": kernel, "bias": jnp.zeros(self.num_heads)}
 
-    def outputs(self, params: Params, x: Array) -> Array:
+    def outputs(self, params: Any, x: Array) -> Array:
         """Returns the output of every head, `x [B, ...] -> [B, H]`."""
         if not self.shared:
             of_copies: Array = jax.vmap(self.network.apply, (0, None), 1)(params, x)
@@ -134,7 +129,7 @@ class Heads(NamedTuple):
         out: Array = features @ params["kernel"] + params["bias"]
         return out
 
-    def adjacent(self, params: Params, marks: Array) -> tuple[Array, Array]:
+    def adjacent(self, params: Any, marks: Array) -> tuple[Array, Array]:
         """Returns outputs of head `h` on waymarks `h` and `h + 1`, [H + 1, B, ...] -> [H, B]."""
         size = marks.shape[1]
         if not self.shared:
@@ -201,8 +196,7 @@ class Gaussians(NamedTuple):
 
     def adjacent(self, marks: Array) -> tuple[Array, Array]:
         """Returns log-ratios of Gaussians `h` and `h + 1` on waymarks `h` and `h + 1`, [H, B]."""
-        first = Gaussians(self.mean[:-1], self.variance[:-1])
-        second = Gaussians(self.mean[1:], self.variance[1:])
+        first, second = Gaussians(*(a[:-1] for a in self)), Gaussians(*(a[1:] for a in self))
         upper, lower = (
             jnp.clip(first.log_density(x) - second.log_density(x), -_MAX_BASE, _MAX_BASE)
             for x in (marks[:-1], marks[1:])
@@ -216,7 +210,7 @@ class Gaussians(NamedTuple):
         return out
 
 
-def refine(positions: tuple[int, ...], aucs: np.ndarray) -> tuple[int, ...]:
+def refine(positions: tuple[int, ...], aucs: Sequence[float]) -> tuple[int, ...]:
     """Returns the positions with one more in the middle of each pair that is too far apart."""
     pairs = zip(positions[:-1], positions[1:], aucs, strict=True)
     middles = {(a + b) // 2 for a, b, auc in pairs if auc > _MAX_AUC}

@@ -448,83 +448,44 @@ class Frame:
         return np.array(self.values, dtype)
 
 
-def with_constants(one, other):
-    return tuple(
-        np.c_[x, np.full(len(x), c)] for x, c in zip(gaussians(100), (one, other), strict=True)
+def fit_of(top=None, bottom=None, key=KEY, **options):
+    """A fit that is to fail."""
+    top, bottom = (
+        x if y is None else y for x, y in zip(gaussians(100), (top, bottom), strict=True)
     )
+    return lambda: fdrl.fit_ratio(key, top, bottom, **options)
 
 
 A, B = gaussians(100)
+ONES, TEXTS = np.ones((100, 1)), np.full((60, 2), "a")
+HUNDRED, OF_INTEGERS = np.arange(100), Network(lambda k, x: jnp.arange(2), lambda p, x: x @ p)
+NAN = Network(lambda k, x: jnp.zeros(2), lambda p, x: x @ p + jnp.nan)
 BAD = [
     (lambda: fdrl.fit_ratio(A, B), TypeError, "needs a key first"),
     (lambda: fdrl.mutual_information(A, B), TypeError, "needs a key first"),
-    (lambda: fdrl.fit_ratio(0, A, B), TypeError, "must be a JAX key"),
-    (lambda: fdrl.fit_ratio(KEY, A[:19], B), ValueError, "at least 20 examples"),
-    (lambda: fdrl.fit_ratio(KEY, A, B[:, :1]), ValueError, "same columns"),
-    (lambda: fdrl.fit_ratio(KEY, A * [np.inf, 1], B), ValueError, "not finite .* in 100 of 100"),
-    (lambda: fdrl.fit_ratio(KEY, 1e200 * A, B), ValueError, "numerator has values above 1e30"),
-    (lambda: fdrl.fit_ratio(KEY, *with_constants(0, 1)), ValueError, "no density ratio"),
-    (lambda: fdrl.fit_ratio(KEY, np.ma.masked_greater(A, 1.0), B), ValueError, "masked values"),
-    (lambda: fdrl.fit_ratio(KEY, A, sparse.csr_array(B)), ValueError, r"with toarray\(\)"),
-    (lambda: fdrl.fit_ratio(KEY, np.full((60, 2), "a"), B), ValueError, "must be real numbers"),
-    (lambda: fdrl.fit_ratio(KEY, np.full((60, 2), "a", object), B), ValueError, "real numbers"),
-    (
-        lambda: fdrl.fit_ratio(KEY, Frame(A, ["a", "b"]), Frame(B, ["b", "a"])),
-        ValueError,
-        "same columns in the same order, got a, b and b, a",
-    ),
-    (
-        lambda: fdrl.fit_ratio(KEY, A, B, numerator_weights=-np.ones(100)),
-        ValueError,
-        "at least 0: a classifier with negative weights has no minimum",
-    ),
-    (
-        lambda: fdrl.fit_ratio(KEY, A, B, denominator_weights=np.ones(99)),
-        ValueError,
-        r"one number per row, \[100\]",
-    ),
-    (
-        lambda: fdrl.fit_ratio(KEY, A, B, groups=(np.arange(100), np.arange(99))),
-        ValueError,
-        "one label per row of both sets",
-    ),
-    (
-        lambda: fdrl.fit_ratio(KEY, A, B, groups=(np.arange(100), np.zeros(100))),
-        ValueError,
-        "at least 5 labels",
-    ),
-    (lambda: fdrl.fit_ratio(KEY, A, B, network=lambda x: x), TypeError, r"Network\(init, apply\)"),
-    (
-        lambda: fdrl.fit_ratio(KEY, A, B, network=nn.Dense(1)),
-        ValueError,
-        r"drop the last axis: `\[:, 0\]`",
-    ),
-    (
-        lambda: fdrl.fit_ratio(KEY, A, B, network=nn.BatchNorm(use_running_average=True)),
-        ValueError,
-        "only 'params' are trained",
-    ),
-    (
-        lambda: fdrl.fit_ratio(
-            KEY, A, B, network=Network(lambda k, x: jnp.arange(2), lambda p, x: x @ p)
-        ),
-        ValueError,
-        "must be floating-point arrays",
-    ),
-    (
-        lambda: fdrl.fit_ratio(
-            KEY, A, B, network=Network(lambda k, x: jnp.zeros(2), lambda p, x: x @ p + jnp.nan)
-        ),
-        ValueError,
-        "training diverged",
-    ),
-    (lambda: fdrl.fit_ratio(KEY, A, B, num_waymarks=33), ValueError, "from 0 to 32, got 33"),
-    (lambda: fdrl.fit_ratio(KEY, A, B, options=Options(num_steps=0)), ValueError, "num_steps must"),
-    (
-        lambda: fdrl.fit_ratio(KEY, A, B, options=Options(learning_rate=-1.0)),
-        ValueError,
-        "learning_rate must",
-    ),
+    (fit_of(key=0), TypeError, "must be a JAX key"),
+    (fit_of(A[:19]), ValueError, "at least 20 examples"),
+    (fit_of(A, B[:, :1]), ValueError, "same columns"),
+    (fit_of(A * [np.inf, 1]), ValueError, "not finite .* in 100 of 100"),
+    (fit_of(1e200 * A), ValueError, "numerator has values above 1e30"),
+    (fit_of(np.c_[A, 0 * ONES], np.c_[B, ONES]), ValueError, "no density ratio"),
+    (fit_of(np.ma.masked_greater(A, 1.0)), ValueError, "masked values"),
+    (fit_of(A, sparse.csr_array(B)), ValueError, r"with toarray\(\)"),
+    (fit_of(TEXTS), ValueError, "must be real numbers"),
+    (fit_of(TEXTS.astype(object)), ValueError, "real numbers"),
+    (fit_of(Frame(A, ["a", "b"]), Frame(B, ["b", "a"])), ValueError, "order, got a, b and b, a"),
+    (fit_of(numerator_weights=-np.ones(100)), ValueError, "at least 0: .* has no minimum"),
+    (fit_of(denominator_weights=np.ones(99)), ValueError, r"one number per row, \[100\]"),
+    (fit_of(groups=(HUNDRED, HUNDRED[1:])), ValueError, "one label per row of both sets"),
+    (fit_of(groups=(HUNDRED, 0 * HUNDRED)), ValueError, "at least 5 labels"),
+    (fit_of(network=lambda x: x), TypeError, r"Network\(init, apply\)"),
+    (fit_of(network=nn.Dense(1)), ValueError, r"drop the last axis: `\[:, 0\]`"),
+    (fit_of(network=nn.BatchNorm(use_running_average=True)), ValueError, "only 'params' are"),
+    (fit_of(network=OF_INTEGERS), ValueError, "must be floating-point arrays"),
+    (fit_of(network=NAN), ValueError, "training diverged"),
+    (fit_of(num_waymarks=33), ValueError, "from 0 to 32, got 33"),
+    (fit_of(options=Options(num_steps=0)), ValueError, "num_steps must"),
+    (fit_of(options=Options(learning_rate=-1.0)), ValueError, "learning_rate must"),
     (lambda: fitted().log_ratio(np.zeros((3, 1))), ValueError, r"columns of the fit, \[B, 2\]"),
     (lambda: fitted().log_ratio(A, alpha=1.0), ValueError, "alpha must be"),
     (lambda: fitted().weights(B, truncate=0.0), ValueError, "truncate must be above 0"),
@@ -533,9 +494,8 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("case", BAD, ids=lambda case: case[2][:30])
-def test_misuse_is_an_error_that_says_what_to_do(case):
-    call, kind, message = case
+@pytest.mark.parametrize(("call", "kind", "message"), BAD, ids=[case[2][:30] for case in BAD])
+def test_misuse_is_an_error_that_says_what_to_do(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
 

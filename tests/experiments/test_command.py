@@ -1,7 +1,6 @@
 """Mistakes on the command line are reported in one line that says what to write instead."""
 
 import errno
-import os
 import re
 import shlex
 import subprocess
@@ -9,8 +8,6 @@ import sys
 from pathlib import Path
 from unittest.mock import Mock
 
-import jax
-import numpy as np
 import pytest
 from small_runs import command
 
@@ -31,9 +28,6 @@ SWISSROLL = f"--config={ROOT / 'configs' / 'swissroll.py'}"
         (["--config=digit"], "--config=digit does not exist; did you mean 'digits'?"),
         ([SWISSROLL, "--config.flow.num_steps"], "Missing value for flag --config.flow.num_steps"),
         ([SWISSROLL, "--config.flow.num_steps=many"], "must be a whole number, at least 0"),
-        ([SWISSROLL, "--config.flow.step_size=nan"], "must be a finite number, at least 0"),
-        ([SWISSROLL, "--config.loss.divergence=kll"], "did you mean 'kl'"),
-        ([SWISSROLL, "--config.network.hidden_sizes=(64,0)"], "positive whole numbers such as"),
         ([f"{SWISSROLL}:huge"], "unknown variant 'huge'"),
         (["--mode=smaple"], "--mode=smaple is unknown; did you mean 'sample'? Allowed: train, "),
         (["--mode=0"], "--mode=0 is unknown. Allowed: train, "),
@@ -52,19 +46,14 @@ def test_a_mistake_is_an_error_that_says_what_to_write(arguments, expected, monk
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_a_config_that_raises_is_an_error_with_the_reason(tmp_path):
+    for text, expected in (
         ("def get_config(name):\n  return 1 / 0\n", "division by zero"),
-        ("1 / 0\n", "division by zero"),
         ("x = 1\n", "get_config"),
-        ("def get_config():\n  return {}\n", r"get_config\(\) takes 0 positional"),
-    ],
-)
-def test_a_config_that_raises_is_an_error_with_the_reason(text, expected, tmp_path):
-    (tmp_path / "own.py").write_text(text)
-    with pytest.raises(UserError, match=expected):
-        parse(["--workdir=w", f"--config={tmp_path / 'own.py'}:tiny"])
+    ):
+        (tmp_path / "own.py").write_text(text)
+        with pytest.raises(UserError, match=expected):
+            parse(["--workdir=w", f"--config={tmp_path / 'own.py'}:tiny"])
 
 
 def test_changes_override_the_config_and_are_kept_apart():
@@ -79,11 +68,11 @@ def test_changes_override_the_config_and_are_kept_apart():
     assert parse([SWISSROLL, "--mode=dry_run"]).folder == Path()
 
 
-@pytest.mark.parametrize("flag", [["--config=swissroll:tiny"], ["--config", "swissroll:tiny"]])
-def test_a_bare_name_is_a_config_of_the_project(flag, monkeypatch, tmp_path):
+def test_a_bare_name_is_a_config_of_the_project(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    config = parse(["--workdir=runs/swissroll", *flag]).config
-    assert (config["data"]["name"], config["train"]["num_steps"]) == ("swissroll", 4)
+    for flag in (["--config=swissroll:tiny"], ["--config", "swissroll:tiny"]):
+        config = parse(["--workdir=runs/swissroll", *flag]).config
+        assert (config["data"]["name"], config["train"]["num_steps"]) == ("swissroll", 4)
 
 
 def test_paths_are_absolute_and_the_folder_of_the_data_is_a_setting(monkeypatch, tmp_path):
@@ -114,15 +103,14 @@ def test_help_explains_the_program_a_section_a_key_or_a_word():
         help_for(["--help=flow.step_sise"])
 
 
-def run(*arguments, **environ):
-    program = [sys.executable, "-m", "experiments.main", *arguments]
-    return subprocess.run(
-        program, cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | environ
-    )
+def program(*arguments):
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 300}
+    return subprocess.run([sys.executable, *arguments], **options)
 
 
 def test_a_mistake_ends_the_program_with_one_line_and_writes_nothing(tmp_path):
-    done = run(SWISSROLL, f"--workdir={tmp_path / 'run'}", "--config.loss.name=lsif", LC_ALL="C")
+    arguments = (SWISSROLL, f"--workdir={tmp_path / 'run'}", "--config.loss.name=lsif")
+    done = program("-m", "experiments.main", *arguments)
     assert done.returncode == 2
     assert "use 'lsif' with 'pearson'" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
@@ -138,7 +126,6 @@ def test_a_mistake_ends_the_program_with_one_line_and_writes_nothing(tmp_path):
         (OSError(errno.ENOSPC, "No space left", "f"), 2, "error: f: No space left. Existing file"),
         (MemoryError(), 2, "error: MemoryError. If memory is short, try a smaller network.width"),
         (RuntimeError("RESOURCE_EXHAUSTED: 1 GB"), 2, "error: RESOURCE_EXHAUSTED: 1 GB."),
-        (RuntimeError("Unable to initialize backend 'x'"), 2, "error: Unable to initialize backe"),
     ],
 )
 def test_known_errors_end_with_a_line_and_a_code(error, code, text, monkeypatch):
@@ -155,46 +142,23 @@ def ended_with(monkeypatch):
     return ended
 
 
-def test_a_defect_is_shown_with_its_traceback(monkeypatch):
-    monkeypatch.setattr(dry_run, "dry_run", lambda _: {}["a defect"])
-    with pytest.raises(KeyError, match="a defect"):
-        ended_with(monkeypatch)
-
-
-def test_options_of_jax_change_no_number_and_end_in_no_traceback(monkeypatch):
-    names = ("jax_numpy_dtype_promotion", "jax_numpy_rank_promotion", "jax_enable_x64")
-    before = {name: getattr(jax.config, name) for name in names}
-    monkeypatch.setattr(dry_run, "dry_run", lambda _: np.ones((2, 2)) * jax.numpy.ones(2))
-    monkeypatch.setenv("JAX_DISABLE_JIT", "0")
-    try:
-        for name, value in zip(names, ("strict", "raise", True), strict=True):
-            jax.config.update(name, value)
-        assert not ended_with(monkeypatch)
-        assert not jax.config.jax_enable_x64
-        monkeypatch.setenv("JAX_DISABLE_JIT", "1")
-        assert "JAX_DISABLE_JIT is set" in ended_with(monkeypatch)[1]
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-
-
 def test_help_waits_for_no_package_and_two_commands_print_a_warning_once():
-    program = (
+    done = program(
+        "-c",
         "import logging, sys; from experiments import main; main.main(['--help']);"
         "assert not {'matplotlib', 'sklearn', 'tensorflow_datasets', 'orbax'} & set(sys.modules);"
-        "main.main(['--help=seed']); logging.getLogger('fdrl').warning('once')"
+        "main.main(['--help=seed']); logging.getLogger('fdrl').warning('once')",
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "warning: once\n")
     assert "usage: " in done.stdout
 
 
 def test_data_that_need_an_absent_package_end_with_one_line(tmp_path):
-    program = (  # A name that is None in `sys.modules` cannot be imported or found.
+    done = program(  # A name that is None in `sys.modules` cannot be imported or found.
+        "-c",
         "import sys; sys.modules['sklearn'] = None; from experiments import main\n"
-        f"main.main(['--config=digits:tiny', '--workdir={tmp_path}/r'])"
+        f"main.main(['--config=digits:tiny', '--workdir={tmp_path}/r'])",
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     expected = "error: this needs the package 'sklearn': pip install -e '.[experiments]'"
     assert done.stderr.strip().splitlines()[-1] == expected

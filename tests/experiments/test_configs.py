@@ -1,6 +1,5 @@
 """Every config, in every variant, is one that can run, and those of the paper are the paper's."""
 
-import importlib
 import re
 from pathlib import Path
 
@@ -39,33 +38,12 @@ def test_every_variant_is_valid_and_tiny_ones_have_one_block(name):
         assert data.load(wanted.data).name == wanted.data.name
 
 
-def test_variants_of_files_are_those_that_their_pages_name():
-    for variant in ("mnist", "cifar10", "digits", "mnist,tiny"):
-        assert load("classifier", variant)["optimizer.learning_rate"] == 1e-3
-    assert load("classifier", "mnist")["data.num_held_out"] == load("mnist")["data.num_held_out"]
-    small = load("cat2dog", "small,tiny")
-    assert (small["data.source_class"], small["train.num_steps"]) == ("cat", 4)
-    assert load("swissroll", "lsif_pearson")["optimizer.learning_rate"] == 2e-4
-    assert load("folder", "paper")["network.name"] == "auto"
-    assert load("folder", "paper,up")["prior.name"] == "uniform"
-    with pytest.raises(UserError, match=r"unknown variant 'fast'.*tiny, ddp, up, lsif_pearson"):
-        load("mnist", "fast")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in BUILT_IN if n != "classifier"])
 def test_every_config_of_built_in_data_trains_in_its_tiny_variant(name, tmp_path):
     rarely = {"snapshot.every_steps": 100, "checkpoint.every_steps": 100}
     state = train(tmp_path, rarely, f"{name}:tiny")
     assert int(state.step) == load(name, "tiny")["train.num_steps"]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_config_says_in_60_words_what_it_is_how_to_run_it_and_for_how_long(name):
-    text = importlib.import_module(f"configs.{name}").__doc__
-    assert f"--config={name}" in text
-    assert len(text.split()) <= 60
-    assert "Time:" in text or "minutes" in text
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -111,11 +89,6 @@ def test_the_sets_of_tfds_that_configs_name_exist():
         assert not config or config in builder_class.builder_configs
 
 
-def test_only_data_whose_mirror_images_are_plausible_are_mirrored():
-    mirrored = {name for name in NAMES if load(name)["data.random_flip"]}
-    assert mirrored == {*PAPER, "cat2dog", "cifar10_small"}
-
-
 def test_step_size_and_network_follow_from_the_images():
     recipe = settings.from_config(base.small_images().to_dict())
     for size in (8, 16, 28, 32, 64, 128):
@@ -128,16 +101,13 @@ def test_step_size_and_network_follow_from_the_images():
     assert on_mnist.network.blocks == ((64, 2), (64, 2), (128, 1))
 
 
-def test_such_a_run_keeps_them_when_the_same_command_resumes_it(image_folder, tmp_path):
+def test_a_run_keeps_them_when_the_same_command_resumes_it(image_folder, tmp_path):
     changes = {"train.num_steps": 3, "data.image_size": 8}
     asked = command("train", tmp_path / "run", "folder", changes, data_dir=image_folder)
     with run.locked_folder(asked.folder):
-        created, _ = program.open_or_create(asked)
-        resumed, _ = program.open_or_create(asked)
-        later, _ = program.open_or_create(command("train", tmp_path / "run"))
-    assert (created.settings.flow.step_size, created.settings.train.num_steps) == (3.2, 3)
-    assert created.settings == resumed.settings == later.settings
-    assert created.settings.data.dir == str(image_folder)
+        created, resumed = (program.open_or_create(asked)[0] for _ in range(2))
+    assert created.settings.flow.step_size == 3.2
+    assert created.settings == resumed.settings
     other = command("train", tmp_path / "run", "folder", {**changes, "data.channels": 1})
     with pytest.raises(UserError, match=r"data\.channels"):
         program.open_or_create(other)

@@ -3,7 +3,6 @@
 import pytest
 from small_runs import SMALL_RESNET, start
 
-from experiments import dry_run
 from experiments.errors import DataError, UserError
 
 
@@ -39,11 +38,3 @@ def test_a_dry_run_refuses_what_training_would_refuse(image_folder, tmp_path):
         start("dry_run", None, "folder:tiny", changes)
     with pytest.raises(UserError, match=r"nowhere\.pth"):
         start("dry_run", None, "digits:tiny", {"evaluate.inception_weights": "nowhere.pth"})
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [(3, "3 s"), (300, "5.0 min"), (10_800, "3.0 h"), (1_000_000, "11.6 days")],
-)
-def test_durations_are_given_in_a_natural_unit(seconds, expected):
-    assert dry_run.duration(seconds) == expected

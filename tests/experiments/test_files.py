@@ -20,7 +20,6 @@ from experiments.files import (
     sha256_of_arrays,
     write_json,
     write_sealed,
-    write_text,
 )
 
 
@@ -34,15 +33,6 @@ def test_a_crash_while_a_file_is_written_leaves_the_one_before_and_nothing_else(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_two_programs_that_write_one_file_at_a_time_do_not_share_the_unfinished_one(tmp_path):
-    path = tmp_path / "x"
-    with replacing(path) as one, replacing(path) as other:
-        one.write(b"one")
-        other.write(b"other")
-        assert len(list(tmp_path.iterdir())) == 2
-    assert path.read_bytes() == b"one"  # The file that was finished last.
-
-
 def test_a_folder_that_was_removed_is_named(tmp_path):
     (tmp_path / "run").mkdir()
     with (
@@ -50,11 +40,6 @@ def test_a_folder_that_was_removed_is_named(tmp_path):
         replacing(tmp_path / "run" / "x"),
     ):
         shutil.rmtree(tmp_path / "run")
-
-
-def test_text_with_a_file_name_that_is_not_utf_8_can_be_written(tmp_path):
-    write_text(tmp_path / "x", f"a{os.fsdecode(bytes([0xFF]))}±")
-    assert (tmp_path / "x").read_text("utf-8") == "a\\udcff±"
 
 
 def test_a_link_in_place_of_a_file_overwrites_nothing_elsewhere(tmp_path):

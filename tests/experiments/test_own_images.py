@@ -10,7 +10,7 @@ from small_runs import SMALL_RESNET, command, start, train
 
 from experiments import devices, draw, log, run
 from experiments.data import stored
-from experiments.errors import DataError, UserError
+from experiments.errors import UserError
 
 CONFIG = "folder:tiny"
 CLEAN = {"data.dequantisation": 0.0, "network.denoiser_width": 0}
@@ -59,13 +59,10 @@ def test_a_run_samples_without_its_images_and_resumes_with_moved_ones(trained_on
     for change, error in (({"data.center_crop": 10}, "center_crop"), ({"prior.rank": 5}, "rank")):
         with pytest.raises(UserError, match=error):
             train(folder, {"data.dir": moved, **change})
-    (moved / "000.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"moved/000\.png: the file is empty\. Fix it, or remove"):
-        train(folder, {"data.dir": moved})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("levels", [(0, 255), (0, 9, 255), (40,) * 20], ids=["2", "3", "equal"])
+@pytest.mark.parametrize("levels", [(0, 255), (40,) * 20], ids=["2", "equal"])
 def test_few_or_equal_images_train_and_sample_and_their_report_says_what_is_missing(
     levels, tmp_path
 ):
@@ -92,19 +89,6 @@ def test_processes_that_resume_with_other_pixels_under_equal_names_are_refused(
     monkeypatch.setattr(devices, "same_on_all_processes", lambda digest: digest == next(others))
     with pytest.raises(UserError, match="the processes of the run have different settings, data"):
         train(folder)
-
-
-@pytest.mark.slow
-def test_streamed_and_stored_images_give_the_same_prior(images, tmp_path, request):
-    fitted = []
-    for name in ("in_memory", "streamed"):
-        if name == "streamed":
-            request.getfixturevalue("streamed")
-        train(tmp_path / name, changes(images, **{"train.num_steps": 1}), CONFIG)
-        fitted.append(run.open_run(tmp_path / name).prior())
-    one, other = (of.params for of in fitted)
-    np.testing.assert_allclose(one["mean"], other["mean"], atol=1e-6)
-    np.testing.assert_allclose(abs(one["factor"]), abs(other["factor"]), atol=1e-4)
 
 
 @pytest.mark.slow

@@ -11,18 +11,6 @@ from experiments.errors import UserError
 from fdrl_jax import _prior_fit
 
 
-def test_a_low_rank_prior_and_a_placeholder_have_the_same_shapes(tiny):
-    wanted = tiny("digits", {"prior.rank": 2})
-    source = load(wanted.data)
-    low = prior.fit_to(source, wanted.prior, None)
-    like = prior.placeholder(wanted.prior, source, None)
-    assert {n: a.shape for n, a in low.params.items()} == {
-        n: a.shape for n, a in like.params.items()
-    }
-    assert low.params["factor"].shape == (64, 2)
-    assert "rank 2" in prior.describe(low)
-
-
 @pytest.mark.parametrize("changes", [{}, {"prior.rank": 2}, {"prior.num_components": 3}])
 def test_a_prior_is_read_back_bit_for_bit_and_another_or_a_damaged_one_is_named(
     changes, tiny, tmp_path
@@ -34,7 +22,6 @@ def test_a_prior_is_read_back_bit_for_bit_and_another_or_a_damaged_one_is_named(
     other = file.read_bytes()
     prior.write(file, fitted)
     found = prior.read(file, fitted.sha256)
-    assert found[1:] == fitted[1:]
     chex.assert_trees_all_equal(found.params, fitted.params)
     for broken in (other, b"", file.read_bytes()[:-30]):
         file.write_bytes(broken)
@@ -48,7 +35,6 @@ def test_a_mixture_has_a_gaussian_for_each_cluster_or_each_class(tiny):
     of_clusters = prior.fit_to(source, wanted.prior, None)
     assert of_clusters.params["mean"].shape == (3, 64)
     assert of_clusters.params["factor"].shape == (64, 6)
-    assert "3 Gaussians of rank 2" in prior.describe(of_clusters)
     one_each = tiny("digits", {"prior.rank": 2})
     of_classes = prior.fit_to(source, one_each.prior, 10)
     images, labels = source.train(), source.labels.train
@@ -65,7 +51,6 @@ def test_a_large_training_set_is_represented_by_examples_spread_over_it(tiny, mo
     monkeypatch.setattr(prior, "_MAX_NUMBERS", 64 * 500)
     wanted = tiny("digits", {"prior.num_components": 2})
     fitted = prior.fit_to(load(wanted.data), wanted.prior, 10)
-    assert fitted.num_examples == 500
     assert fitted.num_components == 20  # Two for each class.
 
 
@@ -81,12 +66,6 @@ def test_more_gaussians_than_images_are_an_error_of_the_config(tmp_path):
     changes = {"prior.num_components": 2_000}
     with pytest.raises(UserError, match="config: the number of components must be from 1"):
         start("train", tmp_path / "run", "digits:tiny", changes)
-
-
-def test_a_rank_above_the_size_of_an_example_is_rejected(tiny):
-    wanted = tiny("digits", {"prior.rank": 65})
-    with pytest.raises(ValueError, match=r"prior\.rank must be at most 64"):
-        prior.choose(wanted.prior, load(wanted.data), None)
 
 
 @pytest.mark.slow

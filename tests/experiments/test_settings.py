@@ -2,19 +2,13 @@
 
 import json
 
-import jax
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import settings as fuzzing
-from hypothesis import strategies as st
 
 from configs import base
 from experiments import experiment, settings
 from experiments.data import load
 from experiments.errors import UserError
 from experiments.settings import DECLARED, MAY_CHANGE, Settings
-from fdrl_jax.training import parallel, rng
 
 HOSTILE = [
     *(None, True, b"x", [], (), {}, [None], ["x"], [[1]], ((1,),), (1, 2), object(), 1j),
@@ -25,18 +19,12 @@ HOSTILE = [
 ]
 
 
-def opened(flat):
-    """Returns settings for their data, and the data."""
-    wanted = settings.from_config(flat)
-    source = load(wanted.data)
-    return experiment.for_shape(wanted, source.event_shape), source
-
-
 def refused(flat):
     """Returns the message of a refusal after checking that it is a printable line, or `None`."""
     try:
-        wanted, source = opened(flat)
-        experiment.build(wanted, source)
+        wanted = settings.from_config(flat)
+        source = load(wanted.data)
+        experiment.build(experiment.for_shape(wanted, source.event_shape), source)
     except MemoryError:  # The program ends with one line.
         return "too large"
     except UserError as error:
@@ -53,36 +41,13 @@ def test_no_value_of_any_setting_ends_in_a_traceback(tiny, capfd):
     assert num_built > 100
 
 
-@given(data=st.data())
-@fuzzing(derandomize=True, max_examples=8, deadline=None)
-def test_extreme_values_together_are_refused_or_make_a_step(data, tiny):
-    flat = settings.to_flat(tiny("swissroll"))
-    keys = [key for key in DECLARED if not key.startswith("data.")]
-    for key in data.draw(st.lists(st.sampled_from(keys), min_size=1, max_size=5)):
-        flat[key] = data.draw(st.sampled_from(HOSTILE), label=key)
-    if refused(flat) is not None:
-        return
-    wanted, source = opened({**flat, "train.steps_per_dispatch": 2})
-    model, num = experiment.build(wanted, source), jax.local_device_count()
-    if wanted.train.batch_size % num:
-        return
-    state, constants = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct((num, *np.shape(a)), a.dtype),
-        (model.state_shapes(), model.constants),
-    )
-    step = parallel.map_steps(model.repeated_step())
-    jax.eval_shape(step, rng.root_key(wanted.seed), state, constants, None, 1)
-
-
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
         ("optimizer.learning_rate", 0, r"a finite number, at least 1e-12 and at most 10\.0, got 0"),
         ("seed", -1, "a whole number, at least 0, got -1"),
-        ("seed", True, "a whole number"),
         ("loss.name", "lsig", "one of lsif, lr, ukl, got 'lsig'; did you mean 'lsif'"),
         ("network.blocks", ((1, 2, 3),), "pairs of channels and stride such as"),
-        ("data.channels", 2, r"0 \(as stored\), 1 \(grey\) or 3 \(colour\), got 2"),
         ("loss.divergence", "kll", "did you mean 'kl'"),
         ("optimizer.boundaries", (3, 3), "increasing whole numbers such as"),
         ("flow.step_sise", 1.0, "unknown key 'flow.step_sise'; did you mean 'flow.step_size'"),
@@ -97,35 +62,18 @@ def test_a_value_that_is_not_allowed_is_named_with_what_is(key, value, expected)
 def test_every_setting_has_a_default_that_is_allowed_and_a_meaning():
     defaults = settings.from_config(settings.defaults())
     assert defaults == Settings()
-    assert settings.to_flat(defaults).keys() == DECLARED.keys()
+    assert settings.from_config(json.loads(json.dumps(settings.to_flat(defaults)))) == Settings()
     assert base.get_config().to_dict() == settings.defaults()
     for key, declared in DECLARED.items():
         assert declared.about.endswith("."), key
-        assert declared.allowed, key
         assert MAY_CHANGE[declared.scope] in settings.explain(key)
-
-
-def test_settings_equal_those_that_were_read_back_from_a_file():
-    found = settings.from_config({"flow.step_size": 4, "network": {"blocks": [[4, 2]]}})
-    stored = json.loads(json.dumps(settings.to_flat(found)))
-    assert settings.from_config(stored) == found
-    assert settings.changed(found) == {"flow.step_size": 4.0, "network.blocks": [[4, 2]]}
-    assert settings.differences(found, Settings()) == [
-        "flow.step_size is 3.0 but was 4.0",
-        "network.blocks is [] but was [[4, 2]]",
-    ]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_settings_of_each_verb_may_change_and_no_others(schedule):
     saved = settings.from_config({"optimizer.schedule": schedule})
-    changes = {
-        "log.every_steps": 7,
-        "flow.step_size": 0.5,
-        "optimizer.learning_rate": 0.1,
-        "train.num_steps": 9,
-        "network.width": 8,
-    }
+    changes = {"log.every_steps": 7, "flow.step_size": 0.5, "network.width": 8}
+    changes |= {"optimizer.learning_rate": 0.1, "train.num_steps": 9}
     wanted = settings.replace(saved, changes)
     of_train = {"log.every_steps", "optimizer.learning_rate"}
     of_train |= {"train.num_steps"} if schedule == "constant" else set()

@@ -80,7 +80,6 @@ def test_a_combination_that_cannot_run_is_refused_before_the_prior_is_fitted(
     for config, changes, expected in (
         ("digits:tiny", {"loss.name": "lsif"}, "use 'lsif' with"),
         ("digits:tiny", {"train.batch_size": 15}, "does not divide over"),
-        ("digits:tiny", {"network.by_class": True, "network.name": "mlp"}, "does not fit images"),
         ("digits:tiny", {"evaluate.inception_weights": "nowhere.pth"}, "nowhere.pth"),
         ("folder:tiny", {**of_images, "data.image_size": 8}, "at least 2 held-out images"),
     ):
@@ -124,19 +123,14 @@ def stop_at_question(number, monkeypatch):
 
 
 def test_a_run_that_is_stopped_anywhere_equals_the_uninterrupted_one(tmp_path, monkeypatch):
-    changes = {
-        "train.num_steps": 7,
-        "train.steps_per_dispatch": 1,
-        "log.every_steps": 2,
-        "checkpoint.every_steps": 3,
-        "snapshot.every_steps": 4,
-        "evaluate.every_steps": 3,
-    }
+    changes = {"train.num_steps": 7, "train.steps_per_dispatch": 1, "log.every_steps": 2}
+    changes |= {f"{name}.every_steps": 3 for name in ("checkpoint", "evaluate")}
+    changes["snapshot.every_steps"] = 4
     train(tmp_path / "whole", changes)
     folder = tmp_path / "parts"
     with monkeypatch.context() as patched:
         stop_at_question(0, patched)
-        with pytest.raises(StoppedError, match=r"before the first step\. Rerun to start again"):
+        with pytest.raises(StoppedError, match=r"no step is saved\. Rerun to resume"):
             train(folder, changes)
     assert steps_of(folder) == []
     for number in (1, 2, 3):  # After steps 1, 3 and 6: beside, and at, what is due.
@@ -176,34 +170,16 @@ def valued(monkeypatch):
     return give
 
 
-def best_of(folder):
-    with run.open_run(folder).checkpoints() as store:
-        return store.best()
-
-
 def test_the_best_checkpoint_is_kept_and_a_resumed_run_knows_it(tmp_path, valued):
     changes = {"evaluate.every_steps": 1, "checkpoint.keep": 1, "optimizer.schedule": "constant"}
     valued(3.0, 1.0, math.nan, 2.0)
     train(tmp_path, {**changes, "checkpoint.every_steps": 1})
-    assert best_of(tmp_path)["step"] == 2
     assert steps_of(tmp_path) == [2, 4]
     assert run.open_checkpoint(command("sample", tmp_path, checkpoint="best")).step == 2
     valued(1.5, 0.5, 0.7)
     train(tmp_path, {**changes, "checkpoint.every_steps": 100, "train.num_steps": 7})
-    assert best_of(tmp_path) == {"metric": "metric_32", "value": 0.5, "step": 6}
+    assert run.open_checkpoint(command("sample", tmp_path, checkpoint="best")).step == 6
     assert steps_of(tmp_path)[-2:] == [6, 7]
-
-
-def test_a_crash_while_a_snapshot_is_written_leaves_none(tmp_path, monkeypatch):
-    def cut(file, **arrays):
-        file.write(b"PK")
-        file.flush()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(np, "savez_compressed", cut)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path)
-    assert list((tmp_path / "snapshots").iterdir()) == []
 
 
 def poisoned(model, step):
@@ -221,13 +197,8 @@ def poisoned(model, step):
 def test_a_diverging_run_stops_keeps_the_last_good_checkpoint_and_resumes_with_a_smaller_rate(
     tmp_path,
 ):
-    changes = {
-        "optimizer.schedule": "constant",
-        "train.num_steps": 8,
-        "log.every_steps": 1,
-        "checkpoint.every_steps": 5,
-        "snapshot.every_steps": 100,
-    }
+    changes = {"optimizer.schedule": "constant", "train.num_steps": 8, "log.every_steps": 1}
+    changes["checkpoint.every_steps"] = 5
     with run.locked_folder(tmp_path):
         opened, model = program.open_or_create(
             command("train", tmp_path, "swissroll:tiny", changes)
@@ -248,7 +219,6 @@ def test_a_diverging_run_stops_keeps_the_last_good_checkpoint_and_resumes_with_a
         ("log_ratio", "loss", np.nan, "loss is nan at step 11"),
         ("log_ratio", "output_real", 60.0, "log ratio .* saturated at 60 at step 11"),
         ("ratio", "output_flowed", -2e4, "mean ratio .* saturated at -2e\\+04 at step 11"),
-        ("log_ratio", "grad_norm", np.inf, "grad_norm is inf at step 11"),
     ],
 )
 def test_divergence_is_described_by_the_first_step_and_metric(output, name, value, expected):
@@ -259,35 +229,21 @@ def test_divergence_is_described_by_the_first_step_and_metric(output, name, valu
     assert re.search(expected, program.find_trouble(12, values, output, Settings()))
 
 
-def heard(signals):
-    """Waits until the thread of the signals has run."""
-    end = time.monotonic() + 30.0
-    while not signals.heard and time.monotonic() < end:
-        time.sleep(0.01)
-    return signals.heard
-
-
-@pytest.mark.parametrize(
-    ("number", "name"),
-    [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C"), (signal.SIGHUP, "SIGHUP")],
-)
-def test_the_first_signal_is_heard_and_the_handlers_are_put_back(number, name, capsys):
-    before = signal.getsignal(number)
-    with StopSignals() as signals:
-        assert not signals.is_due()
-        os.kill(os.getpid(), number)
-        assert heard(signals) == name
-        assert signals.is_due()
-    assert signal.getsignal(number) is before
-
-
-def test_a_signal_that_is_ignored_stays_ignored():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # As by nohup.
+@pytest.mark.parametrize(("number", "name"), [("SIGTERM", "SIGTERM"), ("SIGINT", "Ctrl-C")])
+def test_the_first_signal_is_heard_and_ignored_ones_stay_ignored(number, name):
+    number, hangup = getattr(signal, number), signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before, end = signal.getsignal(number), time.monotonic() + 30.0
     try:
-        with StopSignals():
-            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        with StopSignals() as signals:
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # As by nohup.
+            assert not signals.is_due()
+            os.kill(os.getpid(), number)
+            while not signals.is_due() and time.monotonic() < end:
+                time.sleep(0.01)
+            assert signals.heard == name
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGHUP, hangup)
+    assert signal.getsignal(number) is before
 
 
 def test_a_second_signal_ends_the_process_at_once_even_in_compiled_code():

@@ -31,19 +31,21 @@ def two_processes(output, *flags):
         processes = []
         for i in range(2):
             file = stack.enter_context(output.with_suffix(f".{i}").open("wb"))
-            process = subprocess.Popen(
-                [*command, f"--process_id={i}"],
-                env=os.environ | one_device,
-                stdout=file,
-                stderr=file,
-            )
+            argv, environ = [*command, f"--process_id={i}"], os.environ | one_device
+            process = subprocess.Popen(argv, env=environ, stdout=file, stderr=file)
             stack.callback(process.kill)
             processes.append(process)
         yield processes
 
 
+def wait_for(file):
+    end = time.monotonic() + _LIMIT_SECONDS
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(0.2)
+
+
 def run_with_two_processes(output, *flags):
-    """Runs a command of the program in two processes, and checks that both end without an error."""
+    """Runs a command in two processes, which must end without an error."""
     with two_processes(output, *flags) as processes:
         codes = [process.wait(_LIMIT_SECONDS) for process in processes]
     printed = [output.with_suffix(f".{i}").read_text() for i in range(2)]
@@ -57,17 +59,11 @@ def test_if_one_process_is_killed_the_other_one_ends_in_a_line(killed, tmp_path)
     output, folder = tmp_path / "output", tmp_path / "run"
     flags = ("--config=swissroll:tiny", f"--workdir={folder}", "--config.train.num_steps=1000000")
     with two_processes(output, *flags) as processes:
-        end = time.monotonic() + _LIMIT_SECONDS
-        while not (folder / "metrics.jsonl").exists() and time.monotonic() < end:
-            time.sleep(0.2)
+        wait_for(folder / "metrics.jsonl")
         processes[killed].kill()
         assert processes[1 - killed].wait(10) == 1
-    text = output.with_suffix(f".{1 - killed}").read_text()
-    assert (
-        text.strip()
-        .splitlines()[-1]
-        .endswith("error: another process of the run has ended, see its output")
-    )
+    last = output.with_suffix(f".{1 - killed}").read_text().strip().splitlines()[-1]
+    assert last.endswith("error: another process of the run has ended, see its output")
 
 
 @pytest.mark.slow
@@ -78,9 +74,7 @@ def test_an_error_of_both_and_a_stop_are_no_error_of_another_process(tmp_path):
         assert [process.wait(_LIMIT_SECONDS) for process in processes] == [2, 2]
     assert not folder.exists()
     with two_processes(output, *flags, "--config.train.num_steps=1000000") as processes:
-        end = time.monotonic() + _LIMIT_SECONDS
-        while not (folder / "metrics.jsonl").exists() and time.monotonic() < end:
-            time.sleep(0.2)
+        wait_for(folder / "metrics.jsonl")
         time.sleep(1.0)
         processes[1].terminate()
         assert [process.wait(_LIMIT_SECONDS) for process in processes] == [4, 4]
