@@ -167,7 +167,6 @@ def fit(training: Training, opened: Run) -> Restored:
                             "--config.optimizer.learning_rate, or train anew with "
                             "loss.gradient_penalty=1, a smaller flow.step_size or loss.name=lr"
                         )
-                    store.check_saved()
                 if stopping and step < last:
                     # Before what is due, which may take longer than the system waits.
                     save({name: value.tolist() for name, value in values.items()})
@@ -280,9 +279,7 @@ class _Samples:
 def _is_better(metric: Metric, best: dict[str, Any] | None) -> bool:
     # Values of another metric, or for another number of samples, are not comparable.
     before = best["value"] if best and best["metric"] == metric.name else math.inf
-    improved = math.isfinite(metric.value) and metric.value < before
-    # The values on different processes may differ in the last bit, so the first one decides.
-    return devices.first_process_says(improved)
+    return devices.first_process_says(math.isfinite(metric.value) and metric.value < before)
 
 
 def find_trouble(
