@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from experiments import devices, draw, pictures, run
 from experiments.command import Command
@@ -30,10 +31,11 @@ def curve(command: Command) -> None:
         raise UserError(f"a metric needs at least 2 samples, got --num_samples={num}")
     lengths = choose_lengths(flow.num_steps, flow.num_refine_steps)
     points = []
-    for length, metric in over_length(opened, lengths, num):
+    found = over_length(opened, lengths, num)
+    for length, metric in tqdm(found, "lengths", len(lengths), leave=False, disable=not is_first):
         points.append((length, metric))
         if is_first:
-            print(f"  length {length:<10,} {metric.name} {metric.value:.5g}")
+            tqdm.write(f"  length {length:<10,} {metric.name} {metric.value:.5g}")
     if not is_first:
         return
     name = run.name_of(opened, run.key_of(opened, num))

@@ -1,7 +1,7 @@
 """Sets that need no files: densities in the plane, and the digits of scikit-learn."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -88,25 +88,22 @@ def _points(name: str, sample: Callable[[Array], Array], density: Density) -> So
         root = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
         return jax.vmap(sample)(jax.random.split(root, num))
 
-    def fresh(num: int, seed: int) -> np.ndarray:
-        return np.asarray(drawn(num, seed))
-
-    def train_batches(num: int | None = None) -> Iterator[np.ndarray]:
-        return iter([fresh(num or _NUM_TRAINING, 0)])
-
-    found: Any = {"draw": draw, "train_batches": train_batches, "held_out": fresh}
-    return Source(name, (2,), **found, density=density, identity=name, fingerprint=name)
+    return Source(
+        name,
+        event_shape=(2,),
+        draw=draw,
+        train_batches=lambda num=None: iter([np.asarray(drawn(num or _NUM_TRAINING, 0))]),
+        held_out=lambda num, seed: np.asarray(drawn(num, seed)),
+        density=density,
+        identity=name,
+        fingerprint=name,
+    )
 
 
 def digits(source_class: str = "", target_class: str = "") -> Source:
-    """The 1,797 grey 8 x 8 images of scikit-learn in [-1, 1], of which a fifth is held out.
+    """1,797 grey 8 x 8 images in [-1, 1] (Alpaydin and Kaynak, UCI, 1998); a fifth is held out.
 
     A pair of classes starts from the digit `source_class` and learns `target_class`.
-
-    Raises:
-      DataError: if only one of the classes is given, or one is not a digit.
-
-    Reference: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998.
     """
     # Importing scikit-learn takes seconds, and runs on other data do not need it.
     from sklearn.datasets import load_digits
@@ -121,17 +118,13 @@ def digits(source_class: str = "", target_class: str = "") -> Source:
     name, arrays, starts = "digits", {}, None
     if source_class or target_class:
         if not {source_class, target_class} <= set(classes):
-            raise DataError(
-                f"data.source_class={source_class!r} and data.target_class={target_class!r} "
-                f"must both be digits, {', '.join(classes)}"
-            )
+            given = f"data.source_class={source_class!r}, data.target_class={target_class!r}"
+            raise DataError(f"{given} must both be digits, {', '.join(classes)}")
         name = f"digits {source_class} to {target_class}"
         arrays["source"] = train[train_labels == int(source_class)]
         first = held_out[held_out_labels == int(source_class)]
         sources = np.concatenate([first, arrays["source"]])
-        starts = Starts(
-            lambda positions: sources[positions % len(sources)], len(first), len(sources)
-        )
+        starts = Starts(lambda at: sources[at % len(sources)], len(first), len(sources))
         of_target, unseen = train_labels == int(target_class), held_out_labels == int(target_class)
         train, train_labels = train[of_target], train_labels[of_target]
         held_out, held_out_labels = held_out[unseen], held_out_labels[unseen]

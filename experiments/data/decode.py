@@ -1,7 +1,4 @@
-"""Decodes image files to uint8 pixels, with colour conversion, crops and resizing.
-
-Functions here raise `ValueError` with only the reason; the caller knows the name of the file.
-"""
+"""Decodes image files to uint8 pixels; a `ValueError` has the reason, without the name."""
 
 import io
 from typing import Any, NamedTuple
@@ -24,11 +21,7 @@ class Transform(NamedTuple):
     channels: int = 3  # 3 for colour, 1 for grey, 0 for the channels of the stored image.
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """Returns pixels, uint8 [H, W, C].
-
-        Resizing uses Pillow's bilinear kernel with antialiasing, as in the authors' code. Sizes are
-        rounded as in torchvision. A ValueError says what does not fit.
-        """
+        """Returns uint8 [H, W, C]; resizes by Pillow as the authors, to sizes of torchvision."""
         if self.center_crop:
             image = _crop_centre(image, self.center_crop)
         if side := self.resize or self.image_size:
@@ -44,11 +37,9 @@ class Transform(NamedTuple):
 
 
 def decode(payload: bytes | np.ndarray, transform: Transform) -> np.ndarray:
-    """Decodes and transforms one image: a PNG, JPEG or WebP file, or uint8 pixels.
+    """Decodes and transforms a PNG, JPEG or WebP file, or pixels [H, W], [H, W, 1] or [H, W, 3].
 
-    Transparent images are placed on white, 16-bit grey is scaled to 8 bits, and the rotation in
-    EXIF is applied. Given pixels are [H, W], [H, W, 1] or [H, W, 3], returned ones [H, W, 1] or
-    [H, W, 3]. A ValueError has the reason if this is not possible.
+    Returns uint8 [H, W, 1 or 3]: on white, 16-bit grey as 8 bits, and upright by EXIF.
     """
     image = _open(payload) if isinstance(payload, bytes) else _from_array(payload)
     channels = transform.channels or (1 if image.mode in _GREY else 3)
@@ -71,8 +62,7 @@ def _open(content: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         if image.format == "PNG":
-            # Loading does not check the checksums of a PNG, and `verify` consumes the file.
-            image.verify()
+            image.verify()  # Loading does not check the checksums; this consumes the file.
             image = Image.open(io.BytesIO(content), formats=FORMATS)
         image.load()
         return ImageOps.exif_transpose(image)

@@ -1,7 +1,4 @@
-"""Stored images by index: folders, zip archives and `.npz` files.
-
-They may be read by any thread. Nothing that is read can run code or write a file.
-"""
+"""Stored images by index, for any thread. Nothing that is read can run code or write a file."""
 
 import hashlib
 import logging
@@ -26,8 +23,7 @@ class Records:
 
     where: str  # What all names of images begin with.
     keys: Sequence[Any]  # One per image, as the rest of its name.
-    # `key -> the bytes of a file, or uint8 pixels`; for any thread. May raise any error.
-    fetch: Callable[[Any], bytes | np.ndarray]
+    fetch: Callable[[Any], bytes | np.ndarray]  # From a key: a file, or uint8 pixels.
     identity: str  # As in `Source`, without the labels.
     fingerprint: str  # As in `Source`.
     labels: np.ndarray | None = None  # Class number of each image, [N], or `None`.
@@ -83,39 +79,29 @@ class Tree:
             files = sorted(_files_of_zip(archive))
             self._where, self._fetch = f"{root}:", archive.read  # It checks checksums.
         images = [file for file in files if file.key.lower().endswith(SUFFIXES)]
-        others = [file for file in files if not file.key.lower().endswith(SUFFIXES)]
         if not images:
             raise DataError(f"{root}: no images found; images are {', '.join(SUFFIXES)}")
-        if others:
-            message = "%s: skipped %d file(s) that are not PNG, JPEG or WebP, such as %s"
-            shown = printable(root), len(others), printable(others[0].key)
-            logging.getLogger("fdrl").warning(message, *shown)
-        top = images[0].parts[0]
-        if all(len(file.parts) > 2 and file.parts[0] == top for file in images):
+        if others := [file.key for file in files if not file.key.lower().endswith(SUFFIXES)]:
+            reason = f"skipped {len(others)} file(s) that are not PNG, JPEG or WebP, such as"
+            _warn(f"{root}: {reason} {others[0]}")
+        if all(len(file.parts) > 2 and file.parts[0] == images[0].parts[0] for file in images):
             images = [file._replace(parts=file.parts[1:]) for file in images]
         self._images = images
-
-    def parts(self) -> set[str]:
-        """Returns the names of the folders at the top."""
-        return {file.parts[0] for file in self._images if len(file.parts) > 1}
+        self.parts = {file.parts[0] for file in images if len(file.parts) > 1}  # Top folders.
 
     def records(self, part: str | None = None) -> Records:
-        """Returns all images, or those in one of the `parts`.
-
-        If each image is in a folder below that, these folders are the classes.
-        """
-        depth = 0 if part is None else 1
-        images = [file for file in self._images if not depth or file.parts[0] == part]
-        images = [file for file in images if len(file.parts) > depth]
+        """Returns all images, or those in a part; the folders of all images are their classes."""
+        depth, images = 0, self._images
+        if part is not None:
+            depth, images = 1, [f for f in images if len(f.parts) > 1 and f.parts[0] == part]
         loose = [file.key for file in images if len(file.parts) == depth + 1]
         labels, classes = None, tuple[str, ...]()
         if not loose:
             names, labels = np.unique([file.parts[depth] for file in images], return_inverse=True)
             labels, classes = labels.astype(np.int32), tuple(map(printable, names.tolist()))
         elif len(loose) < len(images):
-            message = "%s: sub-folders are not classes, because %s is in none of them"
-            shown = printable(self._where.removesuffix(":")), printable(loose[0])
-            logging.getLogger("fdrl").warning(message, *shown)
+            where = self._where.removesuffix(":")
+            _warn(f"{where}: sub-folders are not classes, because {loose[0]} is in none of them")
         keys = [file.key for file in images]
         stamps = digest([(file.key, file.stamp) for file in images])
         return Records(self._where, keys, self._fetch, digest(keys), stamps, labels, classes)
@@ -142,6 +128,10 @@ def _is_hidden(name: str) -> bool:
     return name == "__MACOSX" or name.startswith(".")
 
 
+def _warn(message: str) -> None:
+    logging.getLogger("fdrl").warning("%s", printable(message))
+
+
 def open_npz(path: str) -> tuple[Records, Records | None]:
     """Reads the arrays "images" and, if they are there, "labels" and the same "held_out_"."""
     arrays = read_npz(Path(path))
@@ -151,18 +141,14 @@ def open_npz(path: str) -> tuple[Records, Records | None]:
     def records(prefix: str) -> Records:
         pixels, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
         where, shape = f"{path}:{prefix}images", pixels.shape
-        has_channels = pixels.ndim == 4 and shape[-1] in (1, 3)
-        if pixels.dtype != np.uint8 or not (pixels.ndim == 3 or has_channels):
-            raise DataError(
-                f"{where}: images must be uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3], "
-                f"got {pixels.dtype} {list(shape)}"
-            )
+        if pixels.dtype != np.uint8 or not (len(shape) == 3 or shape[3:] in ((1,), (3,))):
+            allowed = "images must be uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3]"
+            raise DataError(f"{where}: {allowed}, got {pixels.dtype} {list(shape)}")
         if labels is None:
             return of_pixels(where, pixels)
         if labels.shape != shape[:1]:
             raise DataError(f"{where}: {shape[0]} images but labels of shape {list(labels.shape)}")
-        # Labels that are numbers are ordered as numbers.
-        values, numbers = np.unique(labels, return_inverse=True)
+        values, numbers = np.unique(labels, return_inverse=True)  # Numbers are sorted as numbers.
         classes = tuple(printable(str(value)) for value in values)
         return of_pixels(where, pixels, numbers.astype(np.int32), classes)
 
@@ -173,19 +159,16 @@ def of_pixels(
     where: str, pixels: np.ndarray, labels: np.ndarray | None = None, classes: tuple[str, ...] = ()
 ) -> Records:
     """Returns images in memory, uint8 [N, H, W] or [N, H, W, C]."""
-    content = digest(pixels.shape, pixels)
-    fetch = pixels.__getitem__
-    return Records(f"{where}:", range(len(pixels)), fetch, content, content, labels, classes)
+    content, keys = digest(pixels.shape, pixels), range(len(pixels))
+    return Records(f"{where}:", keys, pixels.__getitem__, content, content, labels, classes)
 
 
 def digest(*parts: Any) -> str:
     """Returns a short hash of strings, numbers, lists of them and arrays."""
     total = hashlib.sha256()
     for part in parts:
-        if isinstance(part, np.ndarray):
-            total.update(np.ascontiguousarray(part).data)
-        else:
-            total.update(repr(part).encode())
+        is_array = isinstance(part, np.ndarray)
+        total.update(np.ascontiguousarray(part).data if is_array else repr(part).encode())
         total.update(b"\0")
     return total.hexdigest()[:24]
 

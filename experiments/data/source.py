@@ -33,8 +33,7 @@ class Labels(NamedTuple):
 class Starts(NamedTuple):
     """The images of the source domain of a translation, where samples start."""
 
-    # `positions [B] -> images [B, ...]`, float32. The held-out images come first, then the training
-    # images, and then both repeat. Reads only the images at these positions.
+    # `positions [B] -> images [B, ...]`, float32: held-out images, training images, then again.
     load: Callable[[np.ndarray], np.ndarray]
     num_held_out: int
     num: int  # Number of all images.
@@ -48,25 +47,19 @@ def _refuse(*_: Any) -> NoReturn:
 
 
 class Source(NamedTuple):
-    """A data set, with a pure function that draws batches inside the training step.
-
-    Small sets are on the device, where `draw` selects and augments examples. Large ones are
-    streamed in batches, which `draw` only augments. Functions that are left out raise a DataError.
-    """
+    """A data set on the device, from which `draw` selects, or one that is streamed in batches."""
 
     name: str  # The setting `data.name`.
     # Of one example: [2] for points in the plane, [H, W, C] for images with values in [-1, 1].
     event_shape: tuple[int, ...]
     arrays: Any = ()  # A pytree of NumPy arrays for `draw`, which the caller copies to the devices.
-    # `(arrays, host batch, key, positions [B]) -> {"real": [B, ...]}`, on the device. The key is
-    # the same for the whole run; the positions count the examples of the run. Images to start from
-    # are under "source", classes [B] under "label".
+    # `(arrays, host batch, key of the run, positions in the run [B]) -> {"real": [B, ...]}`, in the
+    # training step. Images to start from are under "source", classes [B] under "label".
     draw: Callable[[Any, Any, Array, Array], dict[str, Array]] = _refuse
-    # `(num=None) -> batches [B, ...]`, float32: one pass in order over the training set without
-    # augmentation, or over `num` examples spread evenly over it. Reads only those.
+    # `(num=None) -> batches [B, ...]`, float32: the training set in order without augmentation, or
+    # `num` examples spread evenly over it. Reads only those.
     train_batches: Callable[..., Iterator[np.ndarray]] = _refuse
-    # `(num, seed) -> examples` that training never uses, float32, at most `num`. Reads only those.
-    # The seed matters only if examples are generated.
+    # `(num, seed) -> at most `num` examples`, float32, that training never uses. Reads only those.
     held_out: Callable[[int, int], np.ndarray] = _refuse
     num_train: int = 0  # Number of training images; 0 for generated examples.
     num_held_out: int = 0
@@ -76,9 +69,7 @@ class Source(NamedTuple):
     # context of `Take``.
     open_feed: Callable[[int, int, int, int], AbstractContextManager[Take]] | None = None
     starts: Starts | None = None  # Of a translation.
-    identity: str = (
-        ""  # A hash of names and labels, or of arrays. A run resumes only with the same.
-    )
+    identity: str = ""  # A hash of names and labels, or of arrays; the same in a resumed run.
     fingerprint: str = ""  # A hash that may also use sizes and modification times.
 
     @property

@@ -24,19 +24,17 @@ def open_parts(options: Data) -> dict[str, tuple[Records, Records]]:
         raise DataError(f"data.name={options.name} needs the path of the data: set --data_dir")
     if not (options.keep_aspect or options.resize or options.image_size):
         raise DataError(
-            "data.keep_aspect=False squeezes images to a square, whose side is data.resize or "
-            "data.image_size: set one of them"
+            "data.keep_aspect=False needs data.resize or data.image_size: set one of them"
         )
     classes = {"real": options.target_class, "source": options.source_class}
     if options.name == "pair":
         sides = _pair_of_folders(options)
-    elif not any(classes.values()):
-        sides = {"real": _open(options)}
-    elif not all(classes.values()):
+    elif any(classes.values()) and not all(classes.values()):
         raise DataError("data.source_class and data.target_class go together: set both or none")
     else:
         part = _open(options)
-        sides = {side: _of_class(part, name) for side, name in classes.items()}
+        named = {side: _of_class(part, name) for side, name in classes.items() if name}
+        sides = named or {"real": part}
     return {
         side: _numbered_alike(*_with_held_out(part, options.num_held_out))
         for side, part in sides.items()
@@ -54,25 +52,22 @@ def _open(options: Data) -> Part:
     if options.name == "npz":
         return open_npz(options.dir)
     tree = Tree(options.dir)
-    found = tree.parts()
-    held_out = next((name for name in HELD_OUT if name in found), None)
-    if TRAIN in found and held_out:
+    held_out = next((name for name in HELD_OUT if name in tree.parts), None)
+    if TRAIN in tree.parts and held_out:
         return tree.records(TRAIN), tree.records(held_out)
     return tree.records(), None
 
 
 def _pair_of_folders(options: Data) -> dict[str, Part]:
     tree = Tree(options.dir)
-    found = tree.parts()
+    found = tree.parts
     sides: dict[str, Part] = {}
     domains = {"real": options.target_class or "B", "source": options.source_class or "A"}
     for side, domain in domains.items():
         train = f"{TRAIN}{domain}"
         if train not in found:
-            raise DataError(
-                f"data.name=pair needs a folder {train!r} in {options.dir}, and 'test{domain}' for "
-                f"held-out images; available: {sorted(found)}{nearest(train, found)}"
-            )
+            hint = f"; available: {sorted(found)}{nearest(train, found)}"
+            raise DataError(f"data.name=pair needs a folder {train!r} in {options.dir}{hint}")
         held_out = next((name + domain for name in HELD_OUT if name + domain in found), None)
         sides[side] = tree.records(train), tree.records(held_out) if held_out else None
     return sides
@@ -90,11 +85,7 @@ def _of_class(part: Part, name: str) -> Part:
 
 
 def _with_held_out(part: Part, most: int) -> tuple[Records, Records]:
-    """Holds out images if the data have no held-out split, the same for every seed.
-
-    The first image of each class stays in training, because it may be the only one. If no class has
-    more than one image, the last image is held out.
-    """
+    """Holds out images if there are none, for every seed the same, of each class not the first."""
     train, held_out = part
     if held_out is not None and len(held_out):
         return train, held_out
@@ -111,17 +102,14 @@ def _with_held_out(part: Part, most: int) -> tuple[Records, Records]:
 
 
 def _numbered_alike(train: Records, held_out: Records) -> tuple[Records, Records]:
-    """Numbers the classes of held-out images, which may lack some, as in training.
-
-    If they have a class that training lacks, or no labels, neither part gets labels.
-    """
-    labels, unknown = held_out.labels, set(held_out.classes) - set(train.classes)
+    """Numbers held-out classes as in training; drops all labels if training lacks one."""
+    labels, unknown = held_out.labels, sorted(set(held_out.classes) - set(train.classes))
     if train.labels is None or labels is None or unknown:
         if train.labels is not None:
-            reason = "the held-out images have none"
-            if unknown:
-                reason = f"no training image is of the held-out {', '.join(sorted(unknown))}"
-            logging.getLogger("fdrl").warning("the classes are not used, because %s", reason)
+            reason = (
+                f"training lacks {', '.join(unknown)}" if unknown else "held-out images have none"
+            )
+            logging.getLogger("fdrl").warning("the classes are not used: %s", reason)
         return replace(train, labels=None, classes=()), replace(held_out, labels=None, classes=())
     numbers = np.array([train.classes.index(name) for name in held_out.classes], np.int32)
     return train, replace(held_out, labels=numbers[labels], classes=train.classes)

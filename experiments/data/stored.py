@@ -33,10 +33,8 @@ def stored_source(options: Data) -> Source:
         held_out[name] = train[name]._replace(records=others.subset(order))
     shapes = [images.shape for images in train.values()]
     if len(set(shapes)) > 1:
-        raise DataError(
-            "images to start from and to learn differ in height, width or channels, "
-            f"{shapes[1]} and {shapes[0]}; set data.image_size or data.channels"
-        )
+        found = f"differ in height, width or channels, {shapes[1]} and {shapes[0]}"
+        raise DataError(f"the two domains {found}; set data.image_size or data.channels")
     num_bytes = sum(len(images.records) * math.prod(images.shape) for images in train.values())
     in_memory, arrays = num_bytes <= MAX_IN_MEMORY_BYTES, {}
     if in_memory:
@@ -46,8 +44,7 @@ def stored_source(options: Data) -> Source:
         labels = Labels(real.records.labels, unseen.records.labels, real.records.classes)
         if in_memory:
             arrays["label"] = labels.train
-    identities = [images.records.identity for images in train.values()]
-    fingerprints = [images.records.fingerprint for images in train.values()]
+    learned = [images.records for images in train.values()]
     of_labels = () if labels is None else (labels.train, labels.classes)
     return Source(
         name=options.name,
@@ -61,8 +58,8 @@ def stored_source(options: Data) -> Source:
         labels=labels,
         open_feed=None if in_memory else functools.partial(feed, train),
         starts=_starts(held_out["source"], train["source"]) if "source" in train else None,
-        identity=digest(*identities, *of_labels),
-        fingerprint=digest(*fingerprints, tuple(real.transform)),
+        identity=digest(*(r.identity for r in learned), *of_labels),
+        fingerprint=digest(*(r.fingerprint for r in learned), tuple(real.transform)),
     )
 
 
@@ -77,44 +74,36 @@ def _make_draw(names: tuple[str, ...], random_flip: bool) -> Callable[..., dict[
                 rows = shuffled_indices(order_key, positions, len(arrays[name]))
             if name == "real" and "label" in stored:
                 batch["label"] = stored["label"][rows]
-            images = to_unit(stored[name][rows])
-            batch[name] = _flip(flip_key, positions, images) if random_flip else images
+            batch[name] = images = to_unit(stored[name][rows])
+            if random_flip:  # Mirrors half of the images, chosen by their positions.
+                keys = jax.vmap(jax.random.fold_in, (None, 0))(flip_key, positions)
+                mirrored = jax.vmap(jax.random.bernoulli)(keys)[:, None, None, None]
+                batch[name] = jnp.where(mirrored, images[:, :, ::-1], images)
         return batch
 
     return draw
 
 
-def _flip(key: Array, positions: Array, images: Array) -> Array:
-    """Mirrors half of the images, left to right, chosen by their positions."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
-    mirrored = jax.vmap(jax.random.bernoulli)(keys)
-    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-
-
 def _train_batches(
     images: Images, pixels: np.ndarray | None, num: int | None
 ) -> Iterator[np.ndarray]:
+    chosen, size = spread(len(images.records), num), images.batch_size
     if pixels is None:
-        return map(to_unit, all_batches(images.subset(spread(len(images.records), num))))
-    chosen, size = spread(len(pixels), num), images.batch_size
+        return map(to_unit, all_batches(images.subset(chosen)))
     parts = (chosen[first : first + size] for first in range(0, len(chosen), size))
     return (to_unit(pixels[part]) for part in parts)
 
 
 def _first(images: Images, num: int) -> np.ndarray:
     some = images.subset(np.arange(min(num, len(images.records))))
-    return np.concatenate([to_unit(pixels) for pixels in all_batches(some)])
+    return to_unit(np.concatenate(list(all_batches(some))))
 
 
 def _starts(held_out: Images, train: Images) -> Starts:
-    num_held_out = len(held_out.records)
-    total = num_held_out + len(train.records)
+    num_held_out, total = len(held_out.records), len(held_out.records) + len(train.records)
 
-    def load(position: int) -> np.ndarray:
-        index = position % total - num_held_out  # A negative index counts from the end.
-        return (train if index >= 0 else held_out).load(index)
+    def load(positions: np.ndarray) -> np.ndarray:
+        indices = (positions % total - num_held_out).tolist()  # Negative ones are held out.
+        return to_unit(np.stack([(train if i >= 0 else held_out).load(i) for i in indices]))
 
-    def at(positions: np.ndarray) -> np.ndarray:
-        return to_unit(np.stack([load(int(position)) for position in positions]))
-
-    return Starts(at, num_held_out, total)
+    return Starts(load, num_held_out, total)

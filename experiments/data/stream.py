@@ -1,9 +1,7 @@
 """Images that are decoded on demand: batches by Grain, and dispatches of several batches.
 
-The example at position `p` of a run depends only on (seed, p). Grain's shuffle permutes indices
-without state, differently in each epoch, and the pipeline has random access up to the batch. A run
-can therefore resume after any number of batches, and the batch of a step has the same images for
-any number of processes.
+The example at position `p` of a run depends only on (seed, p), because Grain's shuffle has no
+state. A run can therefore resume after any batch, and with any number of processes.
 """
 
 import contextlib
@@ -22,7 +20,6 @@ from experiments.data.formats import Records
 from experiments.data.source import Take, spread
 from experiments.errors import DataError
 
-_BAR_AFTER_SECONDS = 2.0
 _MAX_PROBED = 100  # Images that are checked to decide whether a set is grey.
 _BATCH_BYTES = 2**25  # Float32 pixels per batch in a pass over the data.
 # Threads, because Pillow decodes without Python's global lock, and batches decoded in advance.
@@ -48,11 +45,6 @@ class Images(NamedTuple):
             raise self.records.bad(index, f"{found}; set data.image_size or data.channels")
         return pixels
 
-    def labelled(self, index: int) -> dict[str, Any]:
-        """Returns an example under "pixels" and its class, if there is one, under "label"."""
-        pixels, labels = self.load(int(index)), self.records.labels
-        return {"pixels": pixels} | ({} if labels is None else {"label": np.int32(labels[index])})
-
     def subset(self, indices: np.ndarray) -> "Images":
         """Returns some of the images, in the order of the indices."""
         return self._replace(records=self.records.subset(indices))
@@ -64,17 +56,13 @@ class Images(NamedTuple):
 
 
 def probe(records: Records, transform: Transform) -> Images:
-    """Finds the shape of the examples, from the first image.
-
-    If `transform.channels` is 0, the images are in colour if any of a hundred is stored in colour.
-    Grey images then get equal channels.
-    """
-    if not transform.channels:
-        for index in spread(len(records), _MAX_PROBED):
-            with contextlib.suppress(ValueError, DataError):  # Reported when it is read for use.
-                if decode(records.read(int(index)), Transform(channels=0)).shape[2] == 3:
-                    transform = transform._replace(channels=3)
-                    break
+    """Finds the shape of the examples; with `channels` 0, colour if any of a hundred has it."""
+    for index in spread(len(records), _MAX_PROBED):
+        if transform.channels:
+            break
+        with contextlib.suppress(ValueError, DataError):  # Reported when it is read for use.
+            if decode(records.read(int(index)), Transform(channels=0)).shape[2] == 3:
+                transform = transform._replace(channels=3)
     try:
         shape = decode(records.read(0), transform).shape
     except ValueError as error:
@@ -95,29 +83,21 @@ def training_batches(
 ) -> Generator[dict[str, np.ndarray]]:
     """Yields batches without end, after the first `start`, each epoch in a new order.
 
-    Each side is shuffled separately, and smaller ones repeat more often. A batch may contain the
-    end of an epoch and the beginning of the next, so all have the same size. `process` is the index
-    of this process and the number of processes, which share the batches of a step; `batch_size` is
-    that of this process.
-
-    Yields:
-      Pixels by side, uint8 [batch_size, H, W, C], and the classes of "real", if there are any,
-      under "label", int32 [batch_size].
+    Pixels by side, uint8 [batch_size, H, W, C], and under "label" the classes of "real", if there
+    are any, int32 [batch_size]. Each side is shuffled separately, and smaller ones repeat more
+    often. `process` is the index and the number of processes, which share the batches of a step.
     """
-    index, count = process
-    parts = []
+    labels, parts = sides["real"].records.labels, []
     for number, images in enumerate(sides.values()):
         side_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         order = grain.MapDataset.range(len(images.records)).seed(side_seed).shuffle().repeat()
-        parts.append(order.map(images.labelled))
+        parts.append(order.map(lambda i, images=images: (np.int32(i), images.load(int(i)))))
     dataset = ZipMapDataset(parts).batch(batch_size, drop_remainder=True)
     # Processes take whole batches in turn, which gives them the positions of their own replicas.
-    for batches in _read(dataset[index::count][start:]):
+    for batches in _read(dataset[process[0] :: process[1]][start:]):
         named = dict(zip(sides, batches, strict=True))
-        taken = {side: batch["pixels"] for side, batch in named.items()}
-        if "label" in named["real"]:
-            taken["label"] = named["real"]["label"]
-        yield taken
+        of_real = {} if labels is None else {"label": labels[named["real"][0]].astype(np.int32)}
+        yield {side: pixels for side, (_, pixels) in named.items()} | of_real
 
 
 def all_batches(images: Images) -> Iterator[np.ndarray]:
@@ -129,14 +109,12 @@ def all_batches(images: Images) -> Iterator[np.ndarray]:
 def decode_all(images: Images, what: str) -> np.ndarray:
     """Decodes a whole set, uint8 [N, H, W, C], with a progress bar if that takes long."""
     pixels = np.empty((len(images.records), *images.shape), np.uint8)
-    options: dict[str, Any] = {"delay": _BAR_AFTER_SECONDS, "leave": False, "unit": "image"}
-    options["disable"] = not devices.is_first_process()
-    first = 0
-    with tqdm(desc=f"reading {what}", total=len(pixels), **options) as bar:
+    first, hidden = 0, not devices.is_first_process()
+    with tqdm(desc=f"reading {what}", total=len(pixels), delay=2, leave=False, disable=hidden) as b:
         for part in all_batches(images):
             pixels[first : first + len(part)] = part
             first += len(part)
-            bar.update(len(part))
+            b.update(len(part))
     return pixels
 
 
@@ -144,14 +122,14 @@ def decode_all(images: Images, what: str) -> np.ndarray:
 def feed(
     sides: Mapping[str, Images], seed: int, batch_size: int, start: int, max_steps: int
 ) -> Iterator[Take]:
-    """Yields `take`, which stacks the next training batches of this process for one dispatch.
+    """Yields `take(count)` for `training.steps.repeat_steps`: `count` next batches of this process.
 
-    `take(count)` returns arrays [devices, max_steps, B / devices, ...] by name for
-    `training.steps.repeat_steps`, whose first `count` steps are set.
+    These are arrays by name, [devices, max_steps, B / devices, ...], with zeros after `count`.
     """
     process, num_devices = (jax.process_index(), jax.process_count()), jax.local_device_count()
-    options = {"seed": seed, "batch_size": batch_size, "start": start}
-    batches = training_batches(sides, **options, process=process)
+    batches = training_batches(
+        sides, seed=seed, batch_size=batch_size, start=start, process=process
+    )
 
     def stacked(parts: list[np.ndarray]) -> np.ndarray:
         size, event = len(parts[0]) // num_devices, parts[0].shape[1:]

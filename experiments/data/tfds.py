@@ -1,8 +1,4 @@
-"""Data sets of tensorflow-datasets (TFDS), by index and without TensorFlow.
-
-Sets that exist are read whatever wrote them, also your own. Other sets of TFDS are downloaded and
-prepared, which needs TensorFlow.
-"""
+"""Data sets of tensorflow-datasets (TFDS), by index; only preparing one needs TensorFlow."""
 
 import contextlib
 import json
@@ -25,16 +21,10 @@ _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 
 def find(name: str, root: str) -> str:
-    """Returns the folder of the data set NAME, NAME/CONFIG or NAME/CONFIG:VERSION of TFDS.
-
-    Without a version, it is the newest. `root` is the folder with all data sets, "" for the default
-    of TFDS. A set that is not there is downloaded and prepared.
-    """
+    """Returns the folder of a set in `root`, which is prepared if missing; the newest version."""
     if not _NAME.fullmatch(name):
-        raise DataError(
-            "data.name must be tfds:NAME or tfds:NAME/CONFIG, optionally with :VERSION, got "
-            f"{name[:100]!r}"
-        )
+        form = "tfds:NAME or tfds:NAME/CONFIG, optionally with :VERSION"
+        raise DataError(f"data.name must be {form}, got {name[:100]!r}")
     root = root or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     base, (stem, _, version) = Path(root).expanduser(), name.partition(":")
     found = [info.parent for info in base.glob(f"{stem}/**/dataset_info.json")]
@@ -56,24 +46,23 @@ def _prepare(name: str, base: Path) -> str:
         raise DataError(f"tfds:{name} is neither a data set of TFDS nor prepared in {base}{hint}")
     print(f"tfds:{name} is not in {base}: downloading and preparing it")
     try:
-        # GPUs are hidden from TensorFlow, which would reserve the memory that JAX needs.
         with contextlib.suppress(ImportError, RuntimeError):
             import tensorflow
 
-            tensorflow.config.set_visible_devices([], "GPU")
+            tensorflow.config.set_visible_devices([], "GPU")  # It would take the memory of JAX.
         builder = tfds.builder(name, data_dir=base, file_format="array_record")
         builder.download_and_prepare()
     except Exception as error:  # Builders may raise any error, and often need more packages.
+        advice = f"tfds build {stem} --data_dir={base} --file_format=array_record"
         raise DataError(
             f"tfds:{name} cannot be prepared: {first_line(error)}. Prepare it where TensorFlow and "
-            f"a network are available, with tfds build {stem} --data_dir={base} "
-            "--file_format=array_record, and copy the folder here; see docs/own_images.md"
+            f"a network are available, with {advice}, and copy it here; see docs/own_images.md"
         ) from error
     return str(builder.data_path)
 
 
 def open_split(folder: str, split: str) -> Records | None:
-    """Opens a split of a prepared data set, or returns `None` if it has no such split."""
+    """Opens a split of a prepared data set; `None` if it has no such split."""
     import tensorflow_datasets as tfds
 
     try:
@@ -91,8 +80,7 @@ def open_split(folder: str, split: str) -> Records | None:
         if len(data) != info.splits[split].num_examples:
             raise ValueError(f"{len(data)} of {info.splits[split].num_examples} images are there")
         label_keys = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
-        # Sets such as CIFAR-100 also have coarser labels.
-        label_keys.sort(key=lambda k: k not in (info.supervised_keys or ()))
+        label_keys.sort(key=lambda k: k not in (info.supervised_keys or ()))  # Coarse ones last.
         numbers = [int(data[i][key]) for key in label_keys[:1] for i in range(len(data))]
     except Exception as error:  # Damaged JSON, TFRecord files, features of a newer TFDS, and so on.
         raise DataError(f"{folder}: not a readable TFDS data set: {first_line(error)}") from error
@@ -101,11 +89,9 @@ def open_split(folder: str, split: str) -> Records | None:
         labels, classes = np.array(numbers, np.int32), tuple(features[label_keys[0]].names)
     fixed = (info.full_name, split, len(data), list(info.splits[split].shard_lengths))
     files = sorted((p.name, p.stat().st_size) for p in Path(folder).glob(f"*-{split}.*"))
-
+    where, keys, image = f"{folder}:{split}:", range(len(data)), image_keys[0]
     of_set = digest(*fixed), digest(*fixed, files), labels, classes
-    return Records(
-        f"{folder}:{split}:", range(len(data)), lambda i: data[i][image_keys[0]], *of_set
-    )
+    return Records(where, keys, lambda i: data[i][image], *of_set)
 
 
 def _check_features(path: Path) -> None:
@@ -113,14 +99,11 @@ def _check_features(path: Path) -> None:
 
     def check(pairs: list[tuple[str, Any]]) -> None:
         for key, value in pairs:
-            if not isinstance(value, str):
-                continue
-            if key == "json":  # Features of the old format, as text.
+            if key == "json" and isinstance(value, str):  # Features of the old format, as text.
                 json.loads(value, object_pairs_hook=check)
-            elif key in _CLASS_KEYS and not value.startswith("tensorflow_datasets."):
-                raise ValueError(
-                    f"{path.name} names the class {value[:100]!r}, which would be imported and can "
-                    "run any code; only classes of tensorflow_datasets are allowed"
-                )
+            is_class = key in _CLASS_KEYS and isinstance(value, str)
+            if is_class and not value.startswith("tensorflow_datasets."):
+                reason = "could run any code; only classes of tensorflow_datasets are allowed"
+                raise ValueError(f"{path.name}: the class {value[:100]!r} {reason}")
 
     json.loads(path.read_bytes(), object_pairs_hook=check)

@@ -1,6 +1,7 @@
 """Evaluations are sealed records that describe their inputs."""
 
 import json
+import shutil
 
 import pytest
 from small_runs import contents, start
@@ -50,6 +51,16 @@ def test_an_evaluation_of_other_settings_or_samples_is_added(trained):
     assert sorted(described) == [(2, 64, 3), (4, NUM, 3), (4, 64, 3), (4, 64, 5)]
     with pytest.raises(UserError, match=r"at least 2 samples, got --num_samples=1"):
         evaluated(trained, num_samples=1)
+
+
+def test_a_changed_digit_in_a_record_is_refused_and_not_reported(trained, tmp_path):
+    folder = shutil.copytree(trained.root, tmp_path / "run")
+    file = next(folder.glob("evaluations/*/record.json"))
+    record = json.loads(file.read_text())
+    next(iter(record["metrics"].values()))["value"] += 0.1
+    file.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"record\.json is damaged: it is not what was written"):
+        start("evaluate", folder)
 
 
 def test_an_interrupted_evaluation_leaves_no_record(trained, monkeypatch):
