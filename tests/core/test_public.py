@@ -21,3 +21,11 @@ def test_a_module_lists_its_public_names_which_it_defines_and_documents(name):
     for public in module.__all__:
         found = getattr(module, public)
         assert found.__doc__ or not (inspect.isfunction(found) or inspect.isclass(found))
+
+
+def test_sixteen_names():
+    assert {*dir(fdrl_jax)} == {
+        *("FDRL", "fit", "Sampler", "pretrained", "flow", "drift", "first_variation", "fit_ratio"),
+        *("DensityRatio", "mutual_information", "refine", "condition", "priors", "networks"),
+        *("metrics", "training", "__version__"),
+    }
