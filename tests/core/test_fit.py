@@ -35,6 +35,20 @@ def test_points_of_any_unit_come_back_in_it_and_the_ratio_is_of_it():
 
 
 @pytest.mark.slow
+def test_all_modes_of_a_ring_are_found():
+    angles = 2 * np.pi * RNG.integers(0, 8, 20_000) / 8
+    ring = np.stack([np.cos(angles), np.sin(angles)], axis=-1) + 0.0141 * RNG.normal(
+        size=(20_000, 2)
+    )
+    samples = (np.asarray(fdrl.fit(KEY, 100.0 + 10.0 * ring)(KEY, 2_000)) - 100.0) / 10.0
+    mode = np.round(np.arctan2(*samples.T[::-1]) / (2 * np.pi / 8)) % 8
+    centres = np.stack([np.cos(2 * np.pi * mode / 8), np.sin(2 * np.pi * mode / 8)], axis=-1)
+    near = np.linalg.norm(samples - centres, axis=-1) < 4 * 0.0141
+    assert near.mean() >= 0.94
+    assert np.bincount(mode[near].astype(int), minlength=8).min() > 150
+
+
+@pytest.mark.slow
 def test_the_key_determines_everything():
     first, same, other = (
         fdrl.fit(key, POINTS, **BRIEF)(KEY, 4) for key in (KEY, KEY, jax.random.key(1))
