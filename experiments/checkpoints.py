@@ -117,10 +117,6 @@ class Checkpoints:
             write_sealed(self._best_file, {"step": step, "metric": metric, "value": value})
         devices.barrier("best checkpoint recorded")
 
-    def check_saved(self) -> None:
-        """Raises an error if a save in the background has failed, without waiting for it."""
-        self._manager.check_for_errors()
-
     def wait(self) -> None:
         """Waits until saves in the background are on disk."""
         self._manager.wait_until_finished()

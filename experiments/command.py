@@ -29,6 +29,7 @@ MODES = {
     "export": ("export.export", "write a sampler to share"),
 }
 _CREATE_RUNS = ("train", "classifier", "dry_run")  # Other modes open an existing run.
+_OF_PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
 _HELP = """\
 usage: python -m experiments.main --config=FILE.py --workdir=DIR [--mode=NAME]
            [--config.KEY=VALUE ...]
@@ -85,8 +86,7 @@ def parse(argv: Sequence[str]) -> Command:
     changes = dict(config.override_values)
     if given["data_dir"]:
         changes["data.dir"] = given["data_dir"]
-    for key in changes.keys() & set(settings.PATHS):
-        changes[key] = _absolute(changes[key])
+    changes |= {key: _absolute(changes[key]) for key in changes.keys() & set(settings.PATHS)}
     settings.replace(settings.Settings(), changes)  # Checks them.
     return Command(
         mode=mode,
@@ -97,10 +97,7 @@ def parse(argv: Sequence[str]) -> Command:
         num_samples=given["num_samples"],
         label=given["class"],
         classifier=_absolute(given["classifier"]),
-        processes=tuple(
-            given[name]
-            for name in ("distributed", "coordinator_address", "num_processes", "process_id")
-        ),
+        processes=tuple(given[name] for name in _OF_PROCESSES),
         text=shlex.join(["python", "-m", "experiments.main", *argv]),
     )
 

@@ -21,11 +21,10 @@ from experiments.errors import UserError, first_line
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file that replaces `path` when it is complete; `path` is never half written."""
-    # A unique name, so that two programs do not share it and no symbolic link redirects it.
+    # A unique new file, so that two programs do not share it and no symbolic link redirects it.
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     try:
-        with os.fdopen(os.open(part, flags, 0o666), "wb") as file:
+        with part.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

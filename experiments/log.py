@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,20 +50,7 @@ def writer(
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Reads the lines of a metrics file, oldest first; warns of damaged ones and skips them."""
-    records, number_bad = [], 0
+    """Reads the lines of a metrics file, oldest first."""
     # Text after the last line break was cut by a crash.
-    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
-        try:
-            record = json.loads(line)
-            is_good = isinstance(record["step"], int) and all(
-                isinstance(value, int | float | None) for value in record.values()
-            )
-        except (ValueError, TypeError, KeyError):
-            is_good = False
-        if is_good:
-            records.append(record)
-        number_bad += not is_good
-    if number_bad:
-        logging.getLogger("fdrl").warning("%s: %d damaged lines are skipped", path, number_bad)
-    return records
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]

@@ -54,11 +54,8 @@ def _start(command: "Command") -> None:
     devices.join(*command.processes)
     try:
         run(command)
-    except (StoppedError, DivergedError):
-        devices.part(failed=False)
-        raise
-    except BaseException:
-        devices.part(failed=True)
+    except BaseException as error:
+        devices.part(failed=not isinstance(error, (StoppedError, DivergedError)))
         raise
     devices.part(failed=False)
 

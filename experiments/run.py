@@ -275,10 +275,8 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
 def check_agreed(content: Any) -> None:
     """Raises a UserError unless all processes, which must call this, have the same content."""
     if not devices.same_on_all_processes(sha256_of_json(content)):
-        raise UserError(
-            "the processes of the run have different settings, data, versions, checkpoints or "
-            "folders"
-        )
+        what = "settings, data, versions, checkpoints or folders"
+        raise UserError(f"the processes of the run have different {what}")
 
 
 class Opened(NamedTuple):

@@ -23,11 +23,6 @@ _MAX_FLOAT = 3.4e38
 _MAX_INT = 2**31 - 1
 
 
-def _is_text(value: Any) -> bool:
-    # No line breaks, because messages of one line quote texts. No NUL, because some are paths.
-    return len(value) <= 1_000 and value.isprintable()
-
-
 class Declared(NamedTuple):
     """The declaration of a setting. Its values have the type of the default."""
 
@@ -63,7 +58,8 @@ class Declared(NamedTuple):
         if self.words:
             is_allowed = self.check(value)
         elif kind is str:
-            is_allowed = value in self.choices if self.choices else _is_text(value)
+            is_text = len(value) <= 1_000 and value.isprintable()  # Messages of one line quote it.
+            is_allowed = value in self.choices if self.choices else is_text
         else:
             is_allowed = kind is bool or self.low <= value <= min(
                 self.high, _MAX_INT if kind is int else _MAX_FLOAT

@@ -167,7 +167,6 @@ def fit(training: Training, opened: Run) -> Restored:
                             "--config.optimizer.learning_rate, or train anew with "
                             "loss.gradient_penalty=1, a smaller flow.step_size or loss.name=lr"
                         )
-                    store.check_saved()
                 if stopping and step < last:
                     # Before what is due, which may take longer than the system waits.
                     save({name: value.tolist() for name, value in values.items()})
@@ -190,7 +189,8 @@ def fit(training: Training, opened: Run) -> Restored:
                         save()
                 if step == last:
                     break
-                count = min(wanted.train.steps_per_dispatch, _until_due(wanted, step))
+                most = wanted.train.steps_per_dispatch
+                count = next((n for n in range(1, most) if _due(wanted, step + n)), most)
                 # Fetched while the device works on the previous dispatch.
                 host_batches = take(count)
                 state, metrics = run_steps(key, state, constants, host_batches, count)
@@ -212,13 +212,6 @@ def _due(wanted: Settings, step: int) -> set[str]:
     every = {name: getattr(wanted, name).every_steps for name in _ACTIONS}
     due = {name for name, of in every.items() if step and of and (is_last or step % of == 0)}
     return due | ({"snapshot"} if step in _EARLY_SNAPSHOTS else set())
-
-
-def _until_due(wanted: Settings, step: int) -> int:
-    """Returns the number of steps until something is due."""
-    every = [getattr(wanted, name).every_steps for name in _ACTIONS]
-    early = [at - step for at in _EARLY_SNAPSHOTS if at > step]
-    return min(wanted.train.num_steps - step, *(of - step % of for of in every if of), *early)
 
 
 class _Recent:
@@ -286,9 +279,7 @@ class _Samples:
 def _is_better(metric: Metric, best: dict[str, Any] | None) -> bool:
     # Values of another metric, or for another number of samples, are not comparable.
     before = best["value"] if best and best["metric"] == metric.name else math.inf
-    improved = math.isfinite(metric.value) and metric.value < before
-    # The values on different processes may differ in the last bit, so the first one decides.
-    return devices.first_process_says(improved)
+    return devices.first_process_says(math.isfinite(metric.value) and metric.value < before)
 
 
 def find_trouble(

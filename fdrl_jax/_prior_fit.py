@@ -80,8 +80,15 @@ def fit_one(examples: Iterable[np.ndarray], rank: int, jitter: float) -> Fitted:
         first.append(np.asarray(batch))
     num, mean, scatter = moments(itertools.chain(first, rows))
     first.clear()  # Frees memory for the decomposition.
-    factor = covariance_factor(scatter / num, jitter)
-    return Fitted(np.ones(1), mean[None], factor, None, 1.0)
+    covariance = np.array(scatter / num, order="F")
+    covariance[np.diag_indices_from(covariance)] += jitter
+    try:
+        factor = linalg.cholesky(covariance, lower=True, overwrite_a=True)
+    except linalg.LinAlgError:
+        raise ValueError(
+            f"the covariance plus {jitter:g} I is not positive definite; raise the jitter"
+        ) from None
+    return Fitted(np.ones(1), mean[None], np.asarray(factor, np.float32, order="C"), None, 1.0)
 
 
 def fit_mixture(
@@ -214,19 +221,6 @@ def moments(examples: Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray
         end = min(top + _BLOCK, size)
         scatter[:top, top:end] = scatter[top:end, :top].T
     return seen.num_examples, seen.mean, scatter
-
-
-def covariance_factor(covariance: np.ndarray, jitter: float) -> np.ndarray:
-    """Returns the Cholesky factor of `Σ + jitter I`: `Σ` of eq. 8, and the authors' jitter."""
-    regularised = np.array(covariance, np.float64, order="F")
-    regularised[np.diag_indices_from(regularised)] += jitter
-    try:
-        factor = linalg.cholesky(regularised, lower=True, overwrite_a=True)
-    except linalg.LinAlgError:
-        raise ValueError(
-            f"the covariance plus {jitter:g} I is not positive definite; raise the jitter"
-        ) from None
-    return np.asarray(factor, np.float32, order="C")
 
 
 def from_cosines(

@@ -111,9 +111,9 @@ def fit(
         sampler = fdrl.fit(jax.random.key(0), points)  # [N, D]
         samples = sampler(jax.random.key(1), 1_000)
 
-    Points are standardised for training, and samples are in the unit of the data. Images are
-    trained by the recipe for small images, up to about 64 x 64; larger ones, checkpoints and
-    several devices need the program or your own loop around `training.steps.make_train_step`.
+    Points are standardised for training, and samples are in the unit of the data. The recipe for
+    images is for sizes up to about 64 x 64. Checkpoints and several devices need the program or
+    your own loop around `training.steps.make_train_step`.
 
     Args:
       key: a JAX key of the generator "threefry2x32". It determines everything.

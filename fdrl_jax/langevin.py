@@ -119,14 +119,13 @@ def flow(
       potential_fn: as for `drift`; traced once.
       num_steps: the number of steps, >= 0 (a static Python int).
       step_size: `η`, a scalar, or a function `k -> η_k` of the step.
-      noise_scale: `ν`, a scalar, or a function `k -> ν_k`. If it is the Python number 0, no noise
-        is drawn.
-      first_step: index of the first step. The noise of step `k` depends only on (key, k).
-      observe: `(x_k [B, ...], drift at x_k [B, ...]) -> pytree`, called before each step. The
-        results are stacked over the steps. `lambda x, drift: x` stores the path `x_0 .. x_{K-1}`.
+      noise_scale: `ν`, the same. If it is the Python number 0, no noise is drawn.
+      first_step: index of the first step.
+      observe: `(x_k [B, ...], drift at x_k [B, ...]) -> pytree`, called before each step.
+        `lambda x, drift: x` stores the path `x_0 .. x_{K-1}`.
 
     Returns:
-      `x_K`, [B, ...]; with `observe`, `(x_K, stacked results)`, with a leading axis of `num_steps`.
+      `x_K`, [B, ...]; with `observe`, `(x_K, results)`, stacked with a leading axis of `num_steps`.
 
     Raises:
       TypeError: for a key that is not a JAX key, or points that are not one array of real numbers.

@@ -160,7 +160,8 @@ def mixture(
       event_shape: shape of one example, of D numbers.
       clip: as for `fit`.
     """
-    params = {name: _float32(array) for name, array in params.items()}
+    # Where they are: arrays of the host may be too large for a single device.
+    params = {name: array.astype(np.float32, copy=False) for name, array in params.items()}
     shape, size, num = tuple(event_shape), math.prod(event_shape), len(params["mean"])
     rank = params["factor"].shape[1] // num
     expected = {
@@ -226,13 +227,6 @@ def _times_components(chosen: Array, noise: Array, factor: Array) -> Array:
     of_blocks = {"cpu": in_blocks(None), "default": in_blocks(_BLOCK)}
     correlated: Array = lax.platform_dependent(chosen, noise, **of_blocks)
     return correlated
-
-
-def _float32(array: np.ndarray | Array) -> np.ndarray | Array:
-    """Converts an array where it is: one of the host may be too large for a single device."""
-    if isinstance(array, jax.Array):
-        return array.astype(jnp.float32)
-    return np.asarray(array, np.float32)
 
 
 def _per_example(draw: Callable[..., Array], keys: Array, shape: tuple[int, ...]) -> Array:

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from fdrl_jax import _keys, metrics
@@ -41,17 +40,11 @@ _MAX_OUTSIDE = 0.05  # The share of refined samples outside of the range of the 
 
 
 class Refined(NamedTuple):
-    """What `refine` returns with real data to compare with.
+    """What `refine` returns with real data to compare with."""
 
-    Attributes:
-      samples: the samples after the best number of steps, [B, ...].
-      num_steps: this number; 0 if no step brought them nearer to the data.
-      distances: the energy distance to the data after 0, 1, ... steps, [num_steps + 1].
-    """
-
-    samples: Array
-    num_steps: int
-    distances: np.ndarray
+    samples: Array  # [B, ...], after the best number of steps.
+    num_steps: int  # This number; 0 if no step brought them nearer to the data.
+    distances: np.ndarray  # The energy distance to the data after 0, 1, ... steps.
 
 
 def refine(
@@ -64,20 +57,18 @@ def refine(
     step_size: float | None = None,
     divergence: str | FDivergence = "logd",
     entropy_weight: float = 0.01,
-    generator: Callable[[Array], Array] | None = None,
 ) -> Array | Refined:
     """Moves samples towards the data along the density ratio of both (DGflow).
 
         refined = fdrl.refine(key, x, lambda x: -discriminator(x), real=held_out).samples
 
     With `real`, data that the ratio was not trained on, the samples of the step that is nearest to
-    them are returned. Without it, nothing shows whether the samples improved; outside of `jax.jit`,
-    a warning reports samples that left the range of the given ones. Log-ratios that cannot be those
-    of the given samples cause a warning, too.
+    them are returned. Without it, nothing shows whether the samples improved. Samples that leave
+    the range of the given ones, or log-ratios that cannot be theirs, cause a warning.
 
     Args:
       key: as for `flow`.
-      x: samples, [B, ...], or latent vectors if there is a generator.
+      x: samples, [B, ...].
       log_ratio: `x [B, ...] -> [B]`, `log q/p` of samples over data.
       real: data, [N, ...]; about 2,000 are enough.
       num_steps: the (largest) number of steps.
@@ -86,11 +77,9 @@ def refine(
       divergence: the f-divergence, or a name for `divergences.get`. The drift of log D fades where
         samples are as likely as data; that of KL does not.
       entropy_weight: `γ`, which draws noise of the scale `sqrt(2 η γ)`; 0 draws none.
-      generator: `G: z [B, ...] -> x [B, ...]`, to move latent vectors, with the ratio at `G(z)`.
 
     Returns:
-      The refined samples, [B, ...], the outputs of the generator if there is one. With `real`, a
-      `Refined`.
+      The refined samples, [B, ...]; with `real`, a `Refined`.
 
     Raises:
       ValueError: for arguments out of range, and for real data inside `jax.jit`.
@@ -100,16 +89,12 @@ def refine(
         raise ValueError(f"there are no samples to refine, got shape {x.shape}")
     check_count("num_steps", num_steps)
     check_number("entropy_weight", entropy_weight)
-    function = log_ratio
-    if generator is not None:
-        function = Partial(_composition, log_ratio, generator)  # type: ignore[no-untyped-call]
-    potential = first_variation(function, divergence, output="log_ratio")
-    values = function(x)
+    potential = first_variation(log_ratio, divergence, output="log_ratio")
+    values = log_ratio(x)
     is_traced = isinstance(values, jax.core.Tracer)
     if not is_traced:
         _check_values(values)
-    # The spread of latent vectors is not that of data.
-    points = as_floating(real) if real is not None and generator is None else x
+    points = x if real is None else as_floating(real)
     spread = _root_mean_square(points - jnp.mean(points, axis=0))
     if step_size is None:
         speed = _root_mean_square(drift(x, potential))
@@ -119,7 +104,6 @@ def refine(
         check_number("step_size", step_size)
         eta = jnp.asarray(step_size, x.dtype)
     noise = jnp.sqrt(2.0 * eta * entropy_weight) if entropy_weight else 0.0
-    decode = generator or (lambda z: z)
 
     def advance(x: Array, first_step: int, num: int) -> Array:
         options: dict[str, Any] = {"step_size": eta, "noise_scale": noise, "first_step": first_step}
@@ -130,27 +114,19 @@ def refine(
         refined = advance(x, 0, num_steps)
         if not is_traced:
             _warn_outside(x, refined)
-        return decode(refined)
+        return refined
     if is_traced or isinstance(real, jax.core.Tracer):
         raise ValueError("refine compares samples with real data outside of jax.jit only")
     one_step = jax.jit(lambda x, k: advance(x, k, 1))
     compared = np.asarray(real)[:_NUM_COMPARED]
-    best = decoded = decode(x)
-    distances = [metrics.energy_distance(np.asarray(decoded[:_NUM_COMPARED]), compared)]
+    best, distances = x, [metrics.energy_distance(np.asarray(x[:_NUM_COMPARED]), compared)]
     for step in range(num_steps):
         x = one_step(x, step)
-        decoded = decode(x)
-        distance = metrics.energy_distance(np.asarray(decoded[:_NUM_COMPARED]), compared)
+        distance = metrics.energy_distance(np.asarray(x[:_NUM_COMPARED]), compared)
         if distance < min(distances):
-            best = decoded
+            best = x
         distances.append(distance)
     return Refined(best, int(np.argmin(distances)), np.asarray(distances))
-
-
-def _composition(
-    outer: Callable[[Array], Array], inner: Callable[[Array], Array], z: Array
-) -> Array:
-    return outer(inner(z))
 
 
 def _root_mean_square(x: Array) -> Array:
@@ -190,9 +166,7 @@ def _warn_outside(before: Array, after: Array) -> None:
         )
 
 
-def keep(
-    key: Array, log_ratio: ArrayLike, *, quantile: float = 0.05, bound: ArrayLike | None = None
-) -> Array:
+def keep(key: Array, log_ratio: ArrayLike, *, quantile: float = 0.05) -> Array:
     """Decides which samples are kept: `x` with probability `min(1, c / r(x))`.
 
         kept = samples[fdrl.refinement.keep(key, log_ratio(samples))]
@@ -203,8 +177,6 @@ def keep(
       quantile: from 0 to 1; it sets `log c`, as a quantile of the log-ratios. With 0, rejection is
         exact on these samples, and a single one with a small ratio can make acceptance rare. A
         larger quantile accepts more, but too few of the samples with the smallest ratios.
-      bound: `log c` instead, a number or one per sample, [B], so that the decision on a sample does
-        not depend on its batch.
 
     Returns:
       True for the samples to keep, [B]. Samples whose log-ratio is NaN are not kept.
@@ -217,15 +189,9 @@ def keep(
         raise ValueError(f"log-ratios must have shape [B] with B > 0, got {log_ratio.shape}")
     if not 0.0 <= quantile <= 1.0:
         raise ValueError(f"quantile must be from 0 to 1, got {quantile}")
-    if bound is None:
-        bound = jnp.nanquantile(jnp.where(jnp.isfinite(log_ratio), log_ratio, jnp.nan), quantile)
-    if jnp.shape(bound) not in ((), log_ratio.shape):
-        raise ValueError(
-            f"bound must be one number, or one per sample, {log_ratio.shape}, got shape "
-            f"{jnp.shape(bound)}"
-        )
-    if not isinstance(bound, jax.core.Tracer) and np.isnan(np.asarray(bound)).any():
-        raise ValueError("the bound is NaN: none of the log-ratios it was estimated from is finite")
+    bound = jnp.nanquantile(jnp.where(jnp.isfinite(log_ratio), log_ratio, jnp.nan), quantile)
+    if not isinstance(bound, jax.core.Tracer) and np.isnan(bound):
+        raise ValueError("none of the log-ratios is finite")
     # In float32 for outputs of half precision too, whose uniform numbers are coarse.
     key = _keys.named(_keys.typed(key), "keep")
     uniform = _keys.uniform_like(key, log_ratio.astype(jnp.float32))

@@ -13,8 +13,16 @@ import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
 
-__all__ = ["AXIS", "any_process", "gather", "map_sampler", "map_steps", "replicate", "shard"]
-__all__ += ["unreplicate"]
+__all__ = [
+    "AXIS",
+    "any_process",
+    "gather",
+    "map_sampler",
+    "map_steps",
+    "replicate",
+    "shard",
+    "unreplicate",
+]
 __dir__ = __all__.copy
 
 AXIS = "replicas"

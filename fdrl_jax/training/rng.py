@@ -2,8 +2,8 @@
 
 Every example of a run has a position: `step * global_batch + index` in training, and the index of
 the sample in sampling. A key is a function of the root key, its purpose and the position, and never
-of a carried state, a batch size or a device. A resumed run therefore repeats the uninterrupted run
-exactly, and sample `i` is the same in a batch of 10 on a laptop as in one of 10,000 on a pod.
+of a batch size or a device. So a resumed run repeats the uninterrupted run exactly, and sample `i`
+is the same in any batch.
 """
 
 import enum

@@ -1,13 +1,12 @@
 """The training step, a pure function for one replica.
 
-A step is built once from functions and hyper-parameters and holds no arrays. `parallel` maps it
-over devices, and you can call it inside your own `jax.jit`. The random key is an argument, so
-another seed needs no compilation, and `jax.vmap` over keys trains several seeds at once.
+It holds no arrays. `parallel` maps it over devices, and you can call it inside your own `jax.jit`.
+The random key is an argument, so `jax.vmap` over keys trains several seeds at once.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +25,8 @@ __all__ = ["TrainStep", "from_gradients", "make_train_step", "repeat_steps"]
 __dir__ = __all__.copy
 
 Array = jax.Array
+# `(root key, state, constants, host batch=None) -> (state, metrics)`, one update.
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
 # `(variables, key, constants, host batch, positions [B]) -> (gradients, metrics)`.
 LossAndGrads = Callable[[Variables, Array, Constants, Any, Array], tuple[Any, Metrics]]
 
@@ -34,18 +35,6 @@ _DENOISED_FRACTION = 0.25
 # Samples deviate from data by more than the noise that data have, so it learns to remove more of
 # it; see docs/failing.md for other factors.
 _DENOISED_NOISE = 2.0
-
-
-class TrainStep(Protocol):
-    """One update of the estimator.
-
-    Its arguments are the root key of the run, the state, the constants, and the batch from the host
-    if the data source provides one.
-    """
-
-    def __call__(
-        self, key: Array, train_state: TrainState, constants: Constants, host_batch: Any = None
-    ) -> tuple[TrainState, Metrics]: ...
 
 
 def make_train_step(
@@ -224,12 +213,11 @@ def repeat_steps(
         if not isinstance(count, jax.core.Tracer) and count > max_steps:
             raise ValueError(f"count must be at most {max_steps}, got {count}")
 
-        def take(train_state: TrainState, i: Array) -> tuple[TrainState, Metrics]:
+        def take(train_state: TrainState, i: Array) -> Any:
             host_batch = jax.tree.map(
                 lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), host_batches
             )
-            after: tuple[TrainState, Metrics] = traced_once(key, train_state, constants, host_batch)
-            return after
+            return traced_once(key, train_state, constants, host_batch)
 
         def body(i: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             train_state, history = carry

@@ -85,19 +85,6 @@ def test_an_uninformative_classifier_does_not_change_the_drift(name):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_compositions_of_half_precision_are_those_of_the_same_outputs_in_float32(dtype):
-    x = jnp.array([[-0.5, 0.25], [3.0, 2.0]])
-
-    def drift(dtype):
-        of = condition(
-            lambda x: jnp.sum(x, -1).astype(dtype), lambda x: (x**2).astype(dtype), 1, 0.5
-        )
-        return fdrl.drift(x, fdrl.first_variation(of, "pearson", output="log_ratio"))
-
-    np.testing.assert_allclose(drift(dtype), drift(jnp.float32), rtol=1e-2)
-
-
 @pytest.mark.parametrize("label", [3, -1, 99])
 def test_a_traced_label_that_is_out_of_range_gives_nan_and_not_another_class(label):
     @jax.jit

@@ -180,18 +180,6 @@ def test_metrics_are_the_weighted_mean_outputs_and_ratios_in_float32(loss):
     assert all(np.isfinite(value) for value in bregman.loss("lr", -wrong, wrong)[1].values())
 
 
-@each_loss
-@each_divergence
-def test_a_loss_for_the_ratio_works_with_pearson_and_a_loss_for_log_ratios_with_all(
-    loss, divergence
-):
-    if loss.output == "log_ratio" or divergence.name in ("pearson", "alpha(2)"):
-        assert bregman.check_pair(loss, divergence) == (loss, divergence)
-        return
-    with pytest.raises(ValueError, match="trains an unconstrained ratio"):
-        bregman.check_pair(loss, divergence)
-
-
 MISUSE = {
     "alpha of infinity": (lambda: alpha(np.inf), "order of an alpha-divergence must be finite"),
     "typo": (lambda: get("pearsn"), "did you mean 'pearson'"),

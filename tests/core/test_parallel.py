@@ -102,12 +102,6 @@ def test_points_that_devices_share_move_as_each_device_says(function):
     chex.assert_trees_all_close(on_devices(check_vma=True), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_points_that_devices_share_stay_shared_where_nothing_differs():
-    run = lambda x: fdrl.flow(KEY, x, square, **HYPER)  # noqa: E731
-    found = mapped_over_devices(run, PartitionSpec(), PartitionSpec())(SHARED)
-    chex.assert_trees_all_close(found, run(SHARED), rtol=1e-6)
-
-
 def test_samples_on_all_devices_are_those_on_one():
     sampler = samplers.make_sampler(small_problem.problem())
     variables, batch = small_problem.initial_variables(), {"position": np.arange(GLOBAL_BATCH)}

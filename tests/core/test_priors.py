@@ -84,14 +84,10 @@ def test_a_sample_depends_only_on_its_own_key_in_any_batch_and_in_float64(name):
         wide = drawn(name, 70)
     assert wide.dtype == whole.dtype == np.float32
     np.testing.assert_allclose(wide, whole, rtol=1e-5, atol=1e-5)
+    before = jax.vmap(lambda key: jax.random.normal(key, (1, 3)))(keys(70))
+    assert not np.any(np.isclose(whole, before, atol=1e-6)), "what was drawn with the same keys"
     if name != "low_rank":  # Which is clipped.
         assert len(np.unique(whole.round(6))) > 0.99 * whole.size
-
-
-@pytest.mark.parametrize("name", PRIORS)
-def test_samples_are_not_what_was_drawn_with_the_same_keys(name):
-    before = jax.vmap(lambda key: jax.random.normal(key, (1, 3)))(keys(50))
-    assert not np.any(np.isclose(drawn(name, 50), before, atol=1e-6))
 
 
 def test_normal_and_uniform_samples_have_their_moments():
@@ -172,22 +168,6 @@ def test_a_rank_keeps_the_leading_directions_and_the_variance_of_every_frequency
     np.testing.assert_allclose(of_model(full), covariance(x) + 1e-4 * np.eye(60), atol=1e-5)
 
 
-def test_the_remainder_of_a_smooth_signal_is_nearly_that_of_the_full_covariance():
-    # A Markov chain, whose covariance the cosines nearly diagonalise.
-    distances = np.abs(np.subtract.outer(np.arange(60), np.arange(60)))
-    x = np.random.default_rng(0).multivariate_normal(np.zeros(60), 0.9**distances, 2_000)
-    full = covariance(x)
-
-    def kl(model):
-        ratio = np.linalg.solve(model, full)
-        return 0.5 * (np.trace(ratio) - 60 - np.linalg.slogdet(ratio)[1])
-
-    prior = priors.fit(x, rank=5, jitter=1e-12)
-    factor = np.float64(prior.params["factor"])
-    white = np.mean(np.square(np.float64(prior.params["remainder_scale"])))
-    assert kl(of_model(prior)) < 0.15 * kl(factor @ factor.T + white * np.eye(60))
-
-
 def test_clusters_that_are_far_apart_are_found_and_have_their_shares():
     x, numbers = blobs()
     prior = priors.fit(x, num_components=3, rank=3)
@@ -229,17 +209,13 @@ def test_a_label_out_of_range_is_nan_where_it_is_traced():
     ("num", "shape", "rank", "num_components", "num_classes", "expected"),
     [
         (10_000, (8, 8, 1), None, 1, None, (1, 0)),  # The full covariance.
-        (10_000, (8, 8, 1), 5, 1, None, (1, 5)),
         (10_000, (128, 128, 3), None, 1, None, (1, 512)),
         (10_000, (8, 8, 1), None, 3, None, (3, 50)),
-        (10_000, (5, 5, 1), None, 3, None, (3, 25)),
-        (10_000, (8, 8, 1), None, 1, 10, (1, 64)),
         (10_000, (32, 32, 3), None, 1, 10, (1, 100)),
         # As many as fit the training data.
         (2_099, (8, 8, 1), None, None, None, (1, 0)),
         (2_100, (8, 8, 1), None, None, None, (30, 35)),  # Half of the 70 examples of each.
         (10_000, (8, 8, 1), None, None, 10, (10, 50)),
-        (2_100, (8, 8, 1), None, None, 10, (3, 35)),
         (3, (8, 8, 1), None, 3, None, (3, 1)),
         (10**6, (32, 32, 3), None, None, None, (100, 50)),
         (10**6, (128, 128, 3), 100, None, None, (30, 100)),  # A factor of 100 would have 2 GB.
@@ -257,13 +233,9 @@ X = EXAMPLES[0]
 NAN = np.where(np.arange(200)[:, None, None] == 7, np.nan, X)
 MISUSE = {
     "scale": (lambda: priors.normal((2,), 0.0), "must be positive, got 0.0"),
-    "nan scale": (lambda: priors.normal((2,), np.nan), "must be positive, got nan"),
     "box": (lambda: priors.uniform((2,), 1.0, 1.0), "needs low < high, got 1.0 and 1.0"),
     "no batches": (lambda: priors.fit([]), "at least one example"),
-    "no examples": (lambda: priors.fit([np.zeros((0, 4))]), "at least one example"),
     "nan": (lambda: priors.fit(NAN), "the examples are not finite"),
-    "nan, low rank": (lambda: priors.fit(NAN, rank=2), "the examples are not finite"),
-    "nan, mixture": (lambda: priors.fit(NAN, num_components=3), "the examples are not finite"),
     "rank": (lambda: priors.fit(X, rank=4), "the rank must be from 1 to 3"),
     "components": (lambda: priors.fit(X, num_components=201), "from 1 to 200, got 201"),
     "none": (lambda: priors.fit(X, num_components=0), "at least 1, got 0"),

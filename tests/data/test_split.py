@@ -19,19 +19,6 @@ def test_folders_of_splits_are_not_classes(held_out, tmp_path):
     assert len(source.train()) == len(source.held_out(99, 0)) == 8
 
 
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["cat/0.png", "dog/1.png", "loose.png"], "not classes, because loose.png is in none of"),
-        (["train/cat/0.png", "test/bird/1.png"], "no training image is of the held-out bird"),
-        (["train/cat/0.png", "train/dog/2.png", "test/1.png"], "the held-out images have none"),
-    ],
-)
-def test_it_is_said_why_there_are_no_classes(names, expected, tmp_path, caplog):
-    assert open_folder(write_folder(tmp_path, names)).classes == ()
-    assert expected in caplog.text
-
-
 def test_held_out_labels_have_the_numbers_of_training_where_a_split_lacks_a_class(tmp_path):
     pixels = np.arange(6 * 64, dtype=np.uint16).astype(np.uint8).reshape(6, 8, 8)
     arrays = {"images": pixels, "labels": [0, 1, 2, 0, 1, 2], "held_out_images": pixels[:2]}

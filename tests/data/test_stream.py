@@ -1,6 +1,5 @@
 """The pipeline: every image once per epoch, and a resumed run continues with the next image."""
 
-
 import numpy as np
 from image_files import numbered, write_folder
 

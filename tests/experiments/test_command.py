@@ -126,7 +126,6 @@ def test_a_mistake_ends_the_program_with_one_line_and_writes_nothing(tmp_path):
         (OSError(errno.ENOSPC, "No space left", "f"), 2, "error: f: No space left. Existing file"),
         (MemoryError(), 2, "error: MemoryError. If memory is short, try a smaller network.width"),
         (RuntimeError("RESOURCE_EXHAUSTED: 1 GB"), 2, "error: RESOURCE_EXHAUSTED: 1 GB."),
-        (RuntimeError("Unable to initialize backend 'x'"), 2, "error: Unable to initialize backe"),
     ],
 )
 def test_known_errors_end_with_a_line_and_a_code(error, code, text, monkeypatch):

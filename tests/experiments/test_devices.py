@@ -1,10 +1,6 @@
 """Flags of the compiler, the precision, and several processes."""
 
 import importlib.metadata
-import signal
-import socket
-import subprocess
-import sys
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -90,21 +86,6 @@ def test_incomplete_flags_and_processes_that_cannot_join_are_errors(monkeypatch)
     with pytest.raises(UserError, match="cannot join: DEADLINE_EXCEEDED: no answer"):
         devices.join(False, "127.0.0.1:9", 2, 1)
     assert initialize.call_args.kwargs["coordinator_bind_address"] == "127.0.0.1:9"
-
-
-def test_sigterm_ends_one_of_several_processes_that_does_not_train():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    program = (
-        "import os, signal, time\n"
-        "from experiments import devices\n"
-        f"devices.join(False, {address!r}, 1, 0)\n"
-        "os.kill(os.getpid(), signal.SIGTERM)\n"
-        "time.sleep(10)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGTERM, done.stderr
 
 
 def test_options_of_jax_in_the_environment_change_no_number():

@@ -84,13 +84,6 @@ def test_an_export_has_plain_arrays_their_digest_and_no_path(exported, tiny):
     assert not set(config["settings"]) & set(settings.PATHS)
 
 
-def test_the_code_of_the_card_adds_the_noise_of_start_images(tiny, tmp_path):
-    model = experiment_of(tiny("digits_pair", {"data.dequantisation": 0.1}))
-    code = export.snippet(model)
-    assert "images + 0.1 * jax.random.normal(jax.random.key(1), images.shape)" in code
-    compile(code, "card", "exec")
-
-
 def test_the_card_has_the_front_matter_of_the_hub_and_the_metrics_of_the_run(trained):
     start("export", trained.root)
     (folder,) = trained.exports.iterdir()

@@ -1,8 +1,6 @@
 """Files are complete or absent, unfinished files have unique names, and links are not followed."""
 
 import contextlib
-import errno
-import fcntl
 import os
 import shutil
 
@@ -56,20 +54,15 @@ def test_a_link_in_place_of_a_file_overwrites_nothing_elsewhere(tmp_path):
     assert precious.read_text() == "mine"
 
 
-def test_a_lock_names_its_holder_and_is_free_afterwards(tmp_path, monkeypatch, caplog):
+def test_a_lock_names_its_holder_and_is_free_afterwards(tmp_path):
     with (
         locked(tmp_path / "lock", "--workdir=x"),
         pytest.raises(UserError, match=rf"x is in use by process {os.getpid()} on .* or stop it"),
         locked(tmp_path / "lock", "--workdir=x"),
     ):
         pass
-
-    def unsupported(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", unsupported)
     with locked(tmp_path / "lock", "--workdir=x"):
-        assert "lock cannot be locked" in caplog.text
+        pass
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 10**5])

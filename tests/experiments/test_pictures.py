@@ -32,15 +32,6 @@ def test_an_animation_plays_all_steps_for_ever_and_shows_the_last_one_longer(tmp
     assert centres == sorted(set(centres)), "from black to white"
 
 
-def test_the_course_of_training_shows_more_of_the_early_steps():
-    for steps, picked in (
-        ([0, 10, 50, *range(250, 3_001, 250)], [0, 10, 50, 250, 750, 3_000]),
-        ([2, 4], [2, 4]),
-        ([0], [0]),
-    ):
-        assert [steps[i] for i in pictures.spread_by_ratio(steps, 6)] == picked
-
-
 def test_a_strip_has_a_row_per_sample_and_the_numbers_of_its_steps():
     (ax,) = pictures.strips(Source("x", (4, 4, 1)), PATH, 3, "the prior").axes
     assert [text.get_text() for text in ax.texts] == ["0", "1", "2", "3", "4"]

@@ -153,14 +153,7 @@ def test_what_is_not_a_run_is_named_with_a_similar_one(tmp_path):
     for mode in ("sample", "train"):
         with pytest.raises(UserError, match=r"of_image contains no run; did you mean 'of_images'"):
             start(mode, tmp_path / "of_image")
-    (tmp_path / "README.md").write_text("# A project")
-    for creates in (False, True):
-        with (
-            pytest.raises(UserError, match=r"README\.md contains no run"),
-            run.locked_folder(tmp_path / "README.md", creates=creates),
-        ):
-            pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "of_images"]
+    assert [path.name for path in tmp_path.iterdir()] == ["of_images"]
 
 
 def test_a_rejected_command_leaves_nothing_in_a_folder_without_a_run(tmp_path):
