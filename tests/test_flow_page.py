@@ -92,28 +92,17 @@ def test_log_ratio_gradient_and_flow_of_the_page_are_those_of_the_library(models
         assert np.abs(np.asarray(ends) - x0).mean() > 0.1
 
 
-def share_near(model, x, num_sigmas=4.0):
-    centres = floats(model["arrays"]["centres"]).reshape(-1, 2)
-    distances = np.linalg.norm(np.asarray(x)[:, None] - centres, axis=-1).min(axis=1)
-    return np.mean(distances <= num_sigmas * model["sigma"])
-
-
 @pytest.mark.slow
 @needs_node
-def test_points_of_the_page_end_at_the_data_and_digits_nearer_to_digits(models):
+def test_points_of_the_page_end_nearer_to_the_data(models):
     found = ends_of(models)
-    for name in ("swissroll", "8gaussians"):
-        assert share_near(models[name], found[name]["ends"]) > 0.97
-        assert share_near(models[name], starts_of(name)) < 0.3
-        real = flow_page.RECIPES[name]().draw(jax.random.key(0), 2_000)
-        assert share_near(models[name], real) > 0.998
-        assert share_near(models[name], real, num_sigmas=1.0) < 0.75
-    real = flow_page.digits().draw(jax.random.key(0), 1_000)
-    before, after = (
-        np.linalg.norm(np.asarray(x)[:, None] - real, axis=-1).min(axis=1).mean()
-        for x in (starts_of("digits"), found["digits"]["ends"])
-    )
-    assert after < 0.85 * before
+    for name in found:
+        real = np.asarray(flow_page.RECIPES[name]().draw(jax.random.key(0), 1_000))
+        before, after = (
+            np.linalg.norm(np.asarray(x)[:, None] - real, axis=-1).min(axis=1).mean()
+            for x in (starts_of(name), found[name]["ends"])
+        )
+        assert after < (0.85 if name == "digits" else 0.5) * before
 
 
 @pytest.mark.slow
