@@ -69,8 +69,7 @@ class Rival(NamedTuple):
     num_evaluations: tuple[int, ...] = (9, 19, 37)  # Of the network per sample.
 
 
-def recipe(task: str) -> Any:
-    """Returns the config of FDRL that ships for a task."""
+def recipe(task: str) -> Any:  # The config of FDRL that ships.
     return importlib.import_module(f"configs.{CONFIGS[task]}").get_config()
 
 

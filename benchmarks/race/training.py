@@ -61,8 +61,7 @@ def _run(training: Training) -> tuple[TrainState, float]:
             bar.set_description(f"loss {float(loss):.3f}", refresh=False)
             bar.update(count)
         jax.block_until_ready(state)
-    seconds = (time.process_time() - started) / total
-    return parallel.unreplicate(state), seconds
+    return parallel.unreplicate(state), (time.process_time() - started) / total
 
 
 def draw(

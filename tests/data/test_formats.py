@@ -22,30 +22,19 @@ def open_npz(folder, **arrays):
     return load(Data(name="npz", dir=str(folder / "a.npz")))
 
 
-def make_zip(folder: Path, path: Path) -> Path:
-    return Path(shutil.make_archive(str(path.with_suffix("")), "zip", folder))
-
-
 @pytest.mark.parametrize("form", ["folder", "zip"])
 def test_every_image_is_used_and_files_that_are_none_are_reported_once(form, tmp_path, caplog):
     where = write_folder(tmp_path / "images", numbered(20))
     for name in (".DS_Store", "._000.png", "readme.txt", "labels.csv"):
         (where / name).write_text("not an image")
     if form == "zip":
-        where = make_zip(where, tmp_path / "images.zip")
+        where = shutil.make_archive(str(where), "zip", where)
     source = open_folder(where)
     assert (source.event_shape, source.labels) == ((8, 8, 3), None)
     assert (len(source.train()), len(source.held_out(100, 0))) == (18, 2)
     assert all_images(source) == pictures(20)
     (line,) = (record.message for record in caplog.records)
     assert "skipped 2 file(s)" in line
-
-
-def test_sub_folders_are_classes_also_below_one_common_folder(tmp_path):
-    names = [f"all/{c}/{i}.png" for c in ("cat", "dog") for i in range(10)]
-    labels = open_folder(write_folder(tmp_path, names)).labels
-    assert (labels.classes, {*labels.train}) == (("cat", "dog"), {0, 1})
-    assert (len(labels.train), len(labels.held_out)) == (18, 2)
 
 
 def test_npz_arrays_have_labels_and_a_held_out_part(tmp_path):
@@ -88,19 +77,17 @@ def test_a_bad_file_is_named_with_the_reason(make, reason, tmp_path):
 
 
 def test_a_zip_is_never_extracted_and_its_damage_is_noticed(tmp_path):
-    path = tmp_path / "images.zip"
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "images.zip"
     names = ("a/0.png", "/tmp/out.png", "b/2.png", "__MACOSX/x.png", "../x.png")
     with zipfile.ZipFile(path, "w") as archive:
         for i, name in enumerate(names):
             archive.writestr(name, encoded(picture(8, 8, i)))
     assert all_images(open_folder(path)) == pictures(3)
-    assert [*tmp_path.rglob("*")] == [path]
+    assert [*tmp_path.rglob("*.*")] == [path]
     content = bytearray(path.read_bytes())
     content[100] ^= 0xFF
-    for damaged, reason in (
-        (content, "0.png: cannot be read: Bad CRC"),
-        (b"PK no", "not a readable zip"),
-    ):
+    for damaged, reason in ((content, "0.png: .* Bad CRC"), (b"PK no", "not a readable zip")):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=f"images.zip.*{reason}"):
             open_folder(path)

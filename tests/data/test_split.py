@@ -28,7 +28,10 @@ def test_the_domains_of_a_pair_are_the_folders_a_and_b(tmp_path):
 
 
 def test_two_classes_of_a_labelled_set_make_a_pair_and_the_held_out_side_starts_first(tmp_path):
-    write_folder(tmp_path, [*numbered(20, "cat/"), *numbered(30, "dog/"), *numbered(9, "fox/")])
+    sizes = {"all/cat/": 20, "all/dog/": 30, "all/fox/": 9}  # Below one common folder.
+    write_folder(tmp_path, [name for c, num in sizes.items() for name in numbered(num, c)])
+    labels = open_folder(tmp_path).labels
+    assert (labels.classes, {*labels.train}) == (("cat", "dog", "fox"), {0, 1, 2})
     source = open_folder(tmp_path, source_class="cat", target_class="dog")
     assert (len(source.arrays["source"]), len(source.arrays["real"])) == (18, 27)
     starts = to_uint8(source.starts(np.arange(22)))
@@ -38,11 +41,9 @@ def test_two_classes_of_a_labelled_set_make_a_pair_and_the_held_out_side_starts_
 
 
 @pytest.mark.parametrize(("folder", "num_sources"), [("test/cat/", 20), ("test/", 18)])
-def test_of_a_class_that_the_held_out_split_lacks_a_tenth_is_held_out(
-    folder, num_sources, tmp_path
-):
-    names = [*numbered(20, "train/cat/"), *numbered(30, "train/dog/"), *numbered(3, folder)]
-    write_folder(tmp_path, names)
+def test_a_tenth_of_a_class_without_held_out_images_is_held_out(folder, num_sources, tmp_path):
+    write_folder(tmp_path, [*numbered(20, "train/cat/"), *numbered(30, "train/dog/")])
+    write_folder(tmp_path, numbered(3, folder))
     source = open_folder(tmp_path, source_class="cat", target_class="dog")
     assert (len(source.arrays["source"]), len(source.arrays["real"])) == (num_sources, 27)
     assert len(source.held_out(10, 0)) == 3
