@@ -23,15 +23,7 @@ _HEAD = (
 
 
 def rows(of_run: Row, found: Row, prior: Row, real: Row, judges: Row) -> list[Row]:
-    """Returns a row for each judge.
-
-    Args:
-      of_run: what the rows of a run share.
-      found: figures of the samples, as from `judges.Judges.figures`.
-      prior: those of the prior, or no figures.
-      real: those of real images.
-      judges: the names of the judges, by their figure.
-    """
+    """Returns a row for each judge, from figures of samples, of the prior if any, and of images."""
 
     def row(figure: str, judge: str) -> Row:
         others = {"prior": prior[figure]} if prior else {}
