@@ -67,11 +67,6 @@ def test_digits_are_close_to_real_ones_where_a_classifier_sees_them():
     sampler = fdrl.pretrained("digits")
     samples, prior = (features(np.asarray(draw(KEY, 400))) for draw in (sampler, sampler.prior))
     assert frechet_distance(samples, real) < 0.5 * frechet_distance(prior, real)
-    # How far the best class is ahead of the second.
-    of_samples, of_prior, of_real = (
-        np.mean(np.diff(np.sort(x)[:, -2:])) for x in (samples, prior, real)
-    )
-    assert of_samples > 0.5 * (of_prior + of_real)
 
 
 @pytest.mark.slow

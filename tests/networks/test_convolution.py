@@ -91,20 +91,6 @@ def test_derivatives_of_order_two_and_three_are_those_of_the_native_rule(kernel_
     assert_close(gradients(convolve, add_bias), gradients(native, jnp.add), 1e-11)
 
 
-def test_vmap_of_the_gradient_equals_a_loop():
-    @jax.jit
-    def gradients(x, kernel):
-        return jax.grad(lambda *args: jnp.sum(convolve(*args, 2) ** 2), (0, 1))(x, kernel)
-
-    x, kernel = (jnp.stack([array, array[::-1]]) for array in draw(3))
-    for mapped in ((0, None), (0, 0)):
-        kernels = kernel if mapped[1] == 0 else jnp.stack([kernel[0]] * 2)
-        loop = [gradients(*pair) for pair in zip(x, kernels, strict=True)]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *loop)
-        found = jax.vmap(gradients, mapped)(x, kernel if mapped[1] == 0 else kernel[0])
-        assert_close(found, stacked)
-
-
 @pytest.mark.parametrize(("cache", "check_vma"), [(0, True), (2**20, False)])
 def test_shard_map_sums_the_gradients_of_parameters_over_replicas(cache, check_vma, monkeypatch):
     monkeypatch.setattr(_convolution, "_CACHE_BYTES", cache)
