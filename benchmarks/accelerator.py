@@ -1,15 +1,11 @@
 """Measures the device at hand: speed, memory and errors of the paper's networks in each precision.
 
-Run: python -m benchmarks.accelerator [--networks resnet32 ...] [--batch 64] [--json FILE]
-For each network and precision it prints the times of a flow step and of a training step, what XLA
-needs for the training step (`memory_analysis()`), and the errors of outputs, gradients and a short
-flow relative to the CPU in float64. Ends with code 1 if an error exceeds the bound of its
-precision. `--small` takes seconds, to see on a CPU that it works.
+Run: python -m benchmarks.accelerator [--networks resnet32 ...] [--batch 64]
+Errors are relative to the CPU in float64; the code is 1 if one exceeds the bound of its precision.
 """
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +15,6 @@ import numpy as np
 import fdrl_jax as fdrl
 from benchmarks.estimators import FLOW, NETWORKS, Network, alternate, ours
 from experiments import devices
-from experiments.files import write_json
 from fdrl_jax import networks
 
 # Largest relative errors, by norm: rounding adds up over some 25 layers, and tips activations over
@@ -36,26 +31,12 @@ def peak(precision: str, size: int, rounds: int) -> float:
 
     @jax.jit
     def products(x: jax.Array, y: jax.Array) -> jax.Array:
-        def multiplied(_: int, z: jax.Array) -> jax.Array:
-            return (x @ z).astype(dtype) * 1e-2
-
-        return jax.lax.fori_loop(0, _NUM_PRODUCTS, multiplied, y)
+        return jax.lax.fori_loop(0, _NUM_PRODUCTS, lambda _, z: (x @ z).astype(dtype) * 1e-2, y)
 
     with jax.default_matmul_precision(precision):
         x, y = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in range(2))
         seconds = alternate({"": lambda: jax.block_until_ready(products(x, y))}, rounds)
     return _NUM_PRODUCTS * 2.0 * size**3 / seconds[""]
-
-
-def speed(
-    network: Network, precision: str, batch: int, num_steps: int, rounds: int
-) -> dict[str, float]:
-    """Times flow and training step on the first device, with what the compiler says of them."""
-    with jax.default_matmul_precision(precision):
-        contenders, found = ours(network, batch, precision, num_steps)
-        seconds = alternate(contenders, rounds)
-    found["flow_step_seconds"] = seconds["flow"] / num_steps
-    return found | {"train_step_seconds": seconds["train"]}
 
 
 def errors(network: Network, precision: str) -> dict[str, float]:
@@ -84,14 +65,8 @@ def _computed(net: networks.ResNet, variables: Any, images: np.ndarray) -> dict[
             lambda x: net.apply(variables, x), "kl", output="log_ratio"
         )
         # Without noise, which is drawn in the type of the images.
-        flowed = fdrl.flow(
-            jax.random.key(0),
-            x,
-            potential,
-            num_steps=_NUM_EXACT_STEPS,
-            step_size=FLOW["step_size"],
-            noise_scale=0.0,
-        )
+        options = FLOW | {"num_steps": _NUM_EXACT_STEPS, "noise_scale": 0.0}
+        flowed = fdrl.flow(jax.random.key(0), x, potential, **options)
         return {
             "outputs": net.apply(variables, x),
             "gradient to the images": fdrl.drift(x, potential),
@@ -114,48 +89,41 @@ def _dtype(precision: str) -> str:
     return "bfloat16" if precision == "bfloat16" else "float32"
 
 
-def _line(row: dict[str, Any]) -> str:
-    return (
-        f"| {row['network']} | {row['precision']} | {1e3 * row['flow_step_seconds']:.3g} | "
-        f"{1e3 * row['train_step_seconds']:.3g} | {row['train_compile_seconds']:.0f} | "
-        f"{row.get('train_temporary_bytes', 0) / 1e6:,.0f} | {max(row['errors'].values()):.1e} |"
-    )
-
-
 def main() -> None:
-    """Prints a table, one line per network and precision as soon as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--networks", nargs="+", default=["resnet32", "resnet64", "resnet128"], choices=NETWORKS)
     add("--precisions", nargs="+", default=list(BOUNDS), choices=BOUNDS)
     add("--batch", type=int, default=64, help="images of a flow step and of a training step")
     add("--rounds", type=int, default=5, help="timed calls of each")
-    add("--json", type=Path, help="also write the figures to this file")
     add("--small", action="store_true", help="a network of one block")
     arguments = parser.parse_args()
     devices.set_cpu_flags()
     chosen = {"small": SMALL} if arguments.small else {n: NETWORKS[n] for n in arguments.networks}
     batch, num_steps, size = (4, 3, 256) if arguments.small else (arguments.batch, 100, 8_192)
-    device = devices.describe_devices().removeprefix("devices: ")
-    print(f"{device}; {batch} images; {num_steps} flow steps per training step")
-    peaks = {p: peak(p, size, arguments.rounds) for p in arguments.precisions}
-    for precision, flops in peaks.items():
+    print(f"{devices.describe_devices()}; {batch} images; {num_steps} flow steps per training step")
+    for precision in arguments.precisions:
+        flops = peak(precision, size, arguments.rounds)
         print(f"product of {size} x {size} matrices in {precision}: {flops / 1e12:.3g} TFLOP/s")
     print("\n| network | precision | flow step, ms | training step, ms | compilation, s |", end="")
     print(" temporary, MB | largest error |\n|---|---|---|---|---|---|---|")
-    rows = []
+    code = 0
     for name, network in chosen.items():
         for precision in arguments.precisions:
-            found = speed(network, precision, batch, num_steps, arguments.rounds)
-            row = {"network": name, "precision": precision, "batch": batch, **found}
-            rows.append(row | {"errors": errors(network, precision), "bound": BOUNDS[precision]})
-            print(_line(rows[-1]), flush=True)
-            if arguments.json:
-                write_json(arguments.json, {"device": device, "peaks": peaks, "rows": rows})
-    wrong = [row for row in rows if not max(row["errors"].values()) <= row["bound"]]  # Also NaN.
-    for row in wrong:
-        print(f"wrong: {row['network']} in {row['precision']}: {row['errors']}", file=sys.stderr)
-    sys.exit(bool(wrong))
+            with jax.default_matmul_precision(precision):
+                contenders, found = ours(network, batch, precision, num_steps)
+                seconds = alternate(contenders, arguments.rounds)
+            wrong = errors(network, precision)
+            print(
+                f"| {name} | {precision} | {1e3 * seconds['flow'] / num_steps:.3g} | "
+                f"{1e3 * seconds['train']:.3g} | {found['train_compile_seconds']:.0f} | "
+                f"{found.get('train_temporary_bytes', 0) / 1e6:,.0f} | {max(wrong.values()):.1e} |",
+                flush=True,
+            )
+            if not all(error <= BOUNDS[precision] for error in wrong.values()):  # Also NaN.
+                code = 1
+                print(f"wrong: {name} in {precision}: {wrong}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

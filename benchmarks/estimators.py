@@ -1,14 +1,10 @@
 """Times of estimators (flow step, training step, compilation), next to PyTorch eager.
 
-Run: python -m benchmarks.estimators [--networks resnet32 ...] [--batch 8] [--precision float32]
-  [--torch_python PATH]
-A step of the flow is timed inside the compiled loop. PyTorch runs in a separate process, with
---torch_python or this Python, in the same precision. The contenders take turns, and the figures are
-medians and their ratios.
+Run: python -m benchmarks.estimators [--networks resnet32 ...] [--batch 8] [--torch_python PATH]
+PyTorch runs in a process of its own. The contenders take turns; figures are medians.
 """
 
 import argparse
-import functools
 import json
 import statistics
 import subprocess
@@ -31,8 +27,6 @@ from fdrl_jax.training.problem import Constants, Estimator, Problem
 
 
 class Network(NamedTuple):
-    """A residual network that is timed."""
-
     spec: networks.ResNetSpec
     shape: tuple[int, int, int]  # Of an image, [H, W, C].
     use_bias: bool = False
@@ -59,12 +53,8 @@ def ours(
         Estimator.from_network(net),
         fdrl.priors.uniform(network.shape).sample,
     )
-    step = fdrl.training.steps.make_train_step(
-        problem,
-        optimizer=optimizer,
-        draw=lambda data, host_batch, key, positions: {"real": data},
-        batch_size=batch,
-    )
+    options = {"optimizer": optimizer, "batch_size": batch, "draw": lambda data, *_: {"real": data}}
+    step = fdrl.training.steps.make_train_step(problem, **options)
     state, root = fdrl.training.state.create(dict(variables), optimizer), rng.root_key(0)
     keys = rng.example_keys(root, rng.Stream.FLOW, jnp.arange(batch))
 
@@ -83,12 +73,8 @@ def ours(
         figures[f"{what}_compile_seconds"] = time.perf_counter() - started
         if memory := compiled.memory_analysis():
             figures[f"{what}_temporary_bytes"] = memory.temp_size_in_bytes
-        contenders[what] = functools.partial(_wait_for, compiled, *arguments)
+        contenders[what] = lambda c=compiled, a=arguments: jax.block_until_ready(c(*a))
     return contenders, figures
-
-
-def _wait_for(compiled: Callable[..., Any], *arguments: Any) -> None:
-    jax.block_until_ready(compiled(*arguments))
 
 
 @contextmanager
@@ -100,8 +86,7 @@ def pytorch(
     settings |= {"shape": network.shape, "batch": batch, "precision": precision}
     settings |= {"flow": {"num_steps": NUM_FLOW_STEPS, **FLOW}}
     settings["device"] = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    program = Path(__file__).with_name("torch_resnet.py")
-    command = [python, str(program), json.dumps(settings)]
+    command = [python, str(Path(__file__).with_name("torch_resnet.py")), json.dumps(settings)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
     with subprocess.Popen(command, **pipes) as process:
         version = process.stdout.readline().strip()
@@ -121,10 +106,7 @@ def pytorch(
 
 
 def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int = 15) -> dict[str, float]:
-    """Returns median seconds per call by name.
-
-    The contenders take turns, so that changes in the machine's speed affect all of them equally.
-    """
+    """Returns median seconds per call by name; in turns, as the speed of the machine changes."""
     for run in contenders.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -153,7 +135,6 @@ def measure(name: str, batch: int, precision: str, python: str, rounds: int) -> 
 
 
 def main() -> None:
-    """Prints the figures of each network."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--networks", nargs="+", default=["resnet32"], choices=NETWORKS)

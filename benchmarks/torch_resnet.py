@@ -1,9 +1,7 @@
 """The residual networks in PyTorch eager, in a separate process, for comparison only.
 
-It is run by `benchmarks.estimators`, possibly with another Python that has PyTorch:
-  python benchmarks/torch_resnet.py '{"stem": 128, "shape": [32, 32, 3], ...}'
-It reads one word per line, "flow" or "train", runs it, and answers with a line. Images and weights
-have the layout channels_last, which is the fastest in PyTorch on CPU.
+`benchmarks.estimators` runs it. It reads one word per line, "flow" or "train", and answers with a
+line. Its layout channels_last is the fastest in PyTorch on CPU.
 """
 
 import copy
@@ -33,12 +31,9 @@ class Network(nn.Module):
 
     def __init__(self, stem: int, blocks: list[tuple[int, int]], channels: int, bias: bool) -> None:
         super().__init__()
-        widths = [stem, *(features for features, _ in blocks)]
-        strides = [stride for _, stride in blocks]
-        found = [
-            Block(*of_block, bias)
-            for of_block in zip(widths[:-1], widths[1:], strides, strict=True)
-        ]
+        features, strides = zip(*blocks, strict=True)
+        widths = [stem, *features]
+        found = [Block(*b, bias) for b in zip(widths[:-1], widths[1:], strides, strict=True)]
         first = nn.Conv2d(channels, stem, 3, 1, 1, bias=bias)
         self.layers = nn.Sequential(first, nn.LeakyReLU(0.2), *found)
         self.head = nn.Linear(widths[-1], 1)
@@ -59,7 +54,6 @@ def flow(net: Network, x: torch.Tensor, num_steps: int, step_size: float, noise_
 
 
 def main() -> None:
-    """Answers requests until the input ends."""
     settings = json.loads(sys.argv[1])
     device, hyper = settings["device"], settings["flow"]
     dtype = torch.bfloat16 if settings["precision"] == "bfloat16" else torch.float32
@@ -73,7 +67,6 @@ def main() -> None:
     sampler.layers.to(dtype)  # The head stays in float32.
 
     def train() -> None:
-        """Updates the network on data and flowed samples with the logistic loss."""
         sampler.load_state_dict(net.state_dict())  # Also casts.
         flowed = flow(sampler, x.clone(), **hyper)
         softplus = nn.functional.softplus

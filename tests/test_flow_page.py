@@ -21,20 +21,19 @@ FOLDER = flow_page.MODELS.parent
 SCRIPT = """
 const flow = require("./flow.js"), models = require("./models.js");
 const found = {};
-for (const [name, { starts, noise }] of Object.entries(JSON.parse(require("fs").readFileSync(0)))) {
+for (const [name, { starts }] of Object.entries(JSON.parse(require("fs").readFileSync(0)))) {
   const { sizes, weights, flow: settings } = models[name];
   const layers = flow.network(sizes, flow.floats(weights));
   const gradients = starts.map((x) => new Float64Array(x.length));
   const values = starts.map((x, i) => flow.logRatio(layers, x, gradients[i]));
   const swarm = new flow.Swarm(layers, flow.normals(flow.uniforms(0)));
   starts.forEach((x) => swarm.add(x));
-  while (!swarm.step({ ...settings, noiseScale: noise ?? settings.noiseScale }));
+  while (!swarm.step({ ...settings, noiseScale: 0 }));
   const ends = swarm.points.map(({ x }) => [...x]);
   found[name] = { values, gradients: gradients.map((g) => [...g]), ends };
 }
 process.stdout.write(JSON.stringify(found));
 """
-needs_node = pytest.mark.skipif(NODE is None, reason="needs Node.js, which runs the page's script")
 
 
 def floats(text):
@@ -51,8 +50,8 @@ def starts_of(name):
     return np.asarray(flow_page.RECIPES[name]().start(jax.random.key(1), 200))
 
 
-def ends_of(models, noise=None):
-    asked = {name: {"starts": starts_of(name).tolist(), "noise": noise} for name in models}
+def ends_of(models):
+    asked = {name: {"starts": starts_of(name).tolist()} for name in models}
     options = {"input": json.dumps(asked), "capture_output": True, "text": True, "check": True}
     return json.loads(subprocess.run([NODE, "-e", SCRIPT], cwd=FOLDER, **options).stdout)
 
@@ -70,9 +69,9 @@ def log_ratio_of(model, dtype):
 
 
 @pytest.mark.slow
-@needs_node
+@pytest.mark.skipif(NODE is None, reason="needs Node.js, which runs the page's script")
 def test_log_ratio_gradient_and_flow_of_the_page_are_those_of_the_library(models):
-    found = ends_of(models, noise=0.0)
+    found = ends_of(models)
     for name, model in models.items():
         log_ratio, x0, of_page = log_ratio_of(model, "float32"), starts_of(name), found[name]
         np.testing.assert_allclose(of_page["values"], log_ratio(x0), atol=1e-4)
@@ -90,30 +89,6 @@ def test_log_ratio_gradient_and_flow_of_the_page_are_those_of_the_library(models
             )
         np.testing.assert_allclose(of_page["ends"], ends, atol=1e-9)
         assert np.abs(np.asarray(ends) - x0).mean() > 0.1
-
-
-def share_near(model, x, num_sigmas=4.0):
-    centres = floats(model["arrays"]["centres"]).reshape(-1, 2)
-    distances = np.linalg.norm(np.asarray(x)[:, None] - centres, axis=-1).min(axis=1)
-    return np.mean(distances <= num_sigmas * model["sigma"])
-
-
-@pytest.mark.slow
-@needs_node
-def test_points_of_the_page_end_at_the_data_and_digits_nearer_to_digits(models):
-    found = ends_of(models)
-    for name in ("swissroll", "8gaussians"):
-        assert share_near(models[name], found[name]["ends"]) > 0.97
-        assert share_near(models[name], starts_of(name)) < 0.3
-        real = flow_page.RECIPES[name]().draw(jax.random.key(0), 2_000)
-        assert share_near(models[name], real) > 0.998
-        assert share_near(models[name], real, num_sigmas=1.0) < 0.75
-    real = flow_page.digits().draw(jax.random.key(0), 1_000)
-    before, after = (
-        np.linalg.norm(np.asarray(x)[:, None] - real, axis=-1).min(axis=1).mean()
-        for x in (starts_of("digits"), found["digits"]["ends"])
-    )
-    assert after < 0.85 * before
 
 
 @pytest.mark.slow

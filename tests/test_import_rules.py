@@ -4,8 +4,6 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 CODE = ("fdrl_jax", "experiments", "configs", "benchmarks", "examples", "docs")
 
@@ -25,17 +23,9 @@ def readers_that_may_execute(source: str) -> Iterator[str]:
             yield ast.unparse(node)
 
 
-@pytest.mark.parametrize("folder", CODE)
-def test_no_array_file_is_read_in_a_way_that_executes_it(folder):
-    texts = {str(path): path.read_text("utf-8") for path in (ROOT / folder).rglob("*.py")}
-    assert texts
-    assert not {
-        path: found for path, t in texts.items() if (found := [*readers_that_may_execute(t)])
-    }
-
-
-def test_such_a_call_is_found():
-    for source in ("np.load(f, allow_pickle=a)", "np.load(f, None, True)", "torch.load(f)"):
-        assert [*readers_that_may_execute(source)]
-    safe = "np.load(f); np.load(f, allow_pickle=False); torch.load(f, weights_only=True)"
-    assert not [*readers_that_may_execute(safe)]
+def test_no_array_file_is_read_in_a_way_that_executes_it():
+    for call in ("np.load(f, allow_pickle=a)", "np.load(f, None, True)", "torch.load(f)"):
+        assert [*readers_that_may_execute(call)]
+    paths = [path for folder in CODE for path in (ROOT / folder).rglob("*.py")]
+    assert len(paths) > 50
+    assert [p for p in paths if [*readers_that_may_execute(p.read_text("utf-8"))]] == []

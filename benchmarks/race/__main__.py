@@ -1,13 +1,9 @@
 """FDRL as it ships and flow matching with the same CPU seconds on the same images.
 
 Run: taskset -c 0 python -m benchmarks.race --data=MNIST.zip --task=mnist --budgets 600 --seeds 1 2
-The zip has one folder of PNG or JPEG files per class: 70% of the images train the contestants, 20%
-the classifier that judges, and samples are compared with the other 10%. Each contestant appends a
-line per judge to the results, as in docs/results.jsonl, and one that has its lines is skipped. A
-budget is in CPU seconds of one process, so compare lines of one machine only. To tune the rivals,
-change their settings:
-  python -m benchmarks.race --data=... --methods flow_matching --set learning_rate=1e-3
-To print the table of the results: python -m benchmarks.race --task=mnist
+The zip has one folder of PNG or JPEG files per class. Each contestant appends a line per judge to
+the results, as in docs/results.jsonl, and one that has its lines is skipped. A budget is in CPU
+seconds of one process, so compare lines of one machine only. Without --data, the table is printed.
 """
 
 import argparse
@@ -33,12 +29,11 @@ TASKS = {"mnist": "MNIST", "cifar10": "CIFAR-10"}  # Their names in rows.
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Carries out what the results lack, and prints the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--data", type=Path, help="zip of images; without it, nothing is run")
+    add("--data", type=Path, help="zip of images")
     add("--task", default="mnist", choices=methods.CONFIGS, help="which recipe is raced")
     add("--methods", nargs="+", default=list(methods.METHODS), choices=methods.METHODS)
     add("--budgets", type=float, nargs="+", default=[600.0], help="CPU seconds")
@@ -90,7 +85,8 @@ def _race(arguments: argparse.Namespace, changes: dict[str, Any], argv: list[str
         for entry in contestant.entries(trained.training):
             pixels, milliseconds = training.draw(contestant, trained, entry.sampler, num)
             stem = f"{entry.method}-{entry.number}-{budget:g}-{seed}"
-            _keep(cache / stem, pixels)
+            np.savez_compressed(cache / f"{stem}.npz", arr_0=pixels)
+            Image.fromarray(square(to_unit(pixels[:100])).squeeze()).save(cache / f"{stem}.png")
             found = opened.figures(pixels)
             prior = found if entry.method == "prior" else prior
             changed = "".join(f", {key}={value}" for key, value in settings.items())
@@ -98,12 +94,6 @@ def _race(arguments: argparse.Namespace, changes: dict[str, Any], argv: list[str
             of_entry |= {**of_run, "ms_per_sample": round(milliseconds, 3)}
             for row in page.rows(of_entry, found, prior, real, opened.names):
                 append_line(arguments.results, row)
-
-
-def _keep(stem: Path, pixels: np.ndarray) -> None:
-    """Writes samples, and a picture of the first hundred."""
-    np.savez_compressed(f"{stem}.npz", arr_0=pixels)
-    Image.fromarray(square(to_unit(pixels[:100])).squeeze()).save(f"{stem}.png")
 
 
 if __name__ == "__main__":

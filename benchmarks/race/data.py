@@ -28,32 +28,17 @@ class Split(NamedTuple):
     def write(self, part: str, file: Path) -> Path:
         """Writes a part as data for the program, with the reference as held-out images."""
         images, reference = getattr(self, part), self.reference
+        arrays = {"images": images.pixels, "labels": images.labels}
+        arrays |= {"held_out_images": reference.pixels, "held_out_labels": reference.labels}
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            arrays = {"images": images.pixels, "labels": images.labels}
-            held_out = {
-                "held_out_images": reference.pixels,
-                "held_out_labels": reference.labels,
-            }
             with replacing(file) as stream:
-                np.savez(stream, **arrays, **held_out)
+                np.savez(stream, **arrays)
         return file
 
 
 def load(path: Path) -> Split:
     """Reads a zip with one folder of PNG or JPEG files per class; the split is always the same."""
-    images, labels = read(path)
-    order = np.random.default_rng(0).permutation(len(images))
-    parts = np.split(order, [len(order) * 7 // 10, len(order) * 9 // 10])
-    return Split(*(Images(images[part], labels[part]) for part in parts))
-
-
-def read(path: Path) -> Images:
-    """Reads all images of such a zip, ordered by class and name.
-
-    Raises:
-      UserError: if it has no folder per class, or images of different sizes.
-    """
     records = Tree(str(path)).records()
     if records.labels is None:
         raise UserError(f"{path}: expected a folder of images per class")
@@ -61,4 +46,6 @@ def read(path: Path) -> Images:
     if len(shapes := {image.shape for image in pixels}) != 1:
         found = ", ".join(map(str, sorted(shapes)[:3]))
         raise UserError(f"{path}: expected images of one size, found {found}")
-    return Images(np.stack(pixels), records.labels)
+    order = np.random.default_rng(0).permutation(len(pixels))
+    parts = np.split(order, [len(order) * 7 // 10, len(order) * 9 // 10])
+    return Split(*(Images(np.stack(pixels)[part], records.labels[part]) for part in parts))

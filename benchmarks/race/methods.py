@@ -69,24 +69,12 @@ class Rival(NamedTuple):
     num_evaluations: tuple[int, ...] = (9, 19, 37)  # Of the network per sample.
 
 
-def recipe(task: str) -> Any:
-    """Returns the config of FDRL that ships for a task."""
+def recipe(task: str) -> Any:  # The config of FDRL that ships.
     return importlib.import_module(f"configs.{CONFIGS[task]}").get_config()
 
 
 def build(method: str, task: str, data: Path, seed: int, changes: Mapping[str, Any]) -> Contestant:
-    """Builds a contestant.
-
-    Args:
-      method: one of `METHODS`.
-      task: one of `CONFIGS`.
-      data: an .npz of images to train on.
-      seed: of parameters, batches and samples.
-      changes: of the settings of `Rival`; FDRL has none, because it is raced as it ships.
-
-    Raises:
-      ValueError: for an unknown change.
-    """
+    """Builds a contestant on an .npz of images, with changes of the settings of `Rival`."""
     config = recipe(task)
     config.data.name, config.data.dir, config.seed = "npz", str(data), seed
     wanted = settings.from_config(config.to_dict())
@@ -138,17 +126,11 @@ def _flow_matching(wanted: Settings, source: Source, rival: Rival, *, coupled: b
         drawn = np.random.default_rng(wanted.seed).choice(len(weights), 100_000, p=weights)
         labels = drawn.astype(np.int32)
     fit_seconds = time.process_time() - started
-    of_rival = dataclasses.replace(
-        wanted,
-        optimizer=dataclasses.replace(
-            wanted.optimizer, learning_rate=rival.learning_rate, b1=0.9, clip_norm=1.0
-        ),
-        train=dataclasses.replace(
-            wanted.train, batch_size=rival.batch_size, ema_rate=rival.ema_rate
-        ),
-    )
-    dtype = jnp.dtype(wanted.precision)
-    network = UNet(rival.width, rival.num_blocks, dtype)
+    change, rate = dataclasses.replace, rival.learning_rate
+    optimizer = change(wanted.optimizer, learning_rate=rate, b1=0.9, clip_norm=1.0)
+    length = change(wanted.train, batch_size=rival.batch_size, ema_rate=rival.ema_rate)
+    of_rival = change(wanted, optimizer=optimizer, train=length)
+    network = UNet(rival.width, rival.num_blocks, jnp.dtype(wanted.precision))
 
     def loss_and_grads(
         variables: Variables, key: Array, constants: Constants, host_batch: Any, positions: Array
@@ -190,11 +172,7 @@ def _flow_matching(wanted: Settings, source: Source, rival: Rival, *, coupled: b
 def integrator(
     velocity: Callable[..., Array], start: Prior, num_evaluations: int, stop: float
 ) -> Sampler:
-    """Returns the sampler of flow matching: the midpoint rule down to `stop`, then one last step.
-
-    The last step goes from `stop` to 0 along the velocity there, to the image that is expected
-    there (Tweedie's formula).
-    """
+    """Returns the midpoint rule down to `stop`, then one step to the expected image (Tweedie)."""
     num_steps, rest = divmod(num_evaluations - 1, 2)
     if num_steps < 1 or rest:
         raise ValueError(f"num_evaluations must be odd and at least 3, got {num_evaluations}")
@@ -218,10 +196,7 @@ def integrator(
 
 
 def _own_gaussians(source: Source, wanted: Settings) -> tuple[Source, Prior, np.ndarray]:
-    """Returns FDRL's mixture as a prior for each of its Gaussians, and the weights of these.
-
-    The labels of the images become the numbers of their Gaussians.
-    """
+    """Returns images labelled by their Gaussian, each of FDRL's Gaussians, and their weights."""
     num, rank = prior.choose(wanted.prior, source, None)
     examples = source.train()
     components = _prior_fit.clusters(examples, num)  # As in the fit of FDRL's prior.

@@ -13,19 +13,11 @@ Array = jax.Array
 
 
 class UNet(nn.Module):
-    """Velocity of images at a time, on two scales: half and a quarter of the resolution.
+    """Maps `x [B, H, W, C]`, with multiples of 4, and times `t` [B] to velocities [B, H, W, C]."""
 
-    Maps `x [B, H, W, C]` and a time `t` [B] to [B, H, W, C]. H and W are multiples of 4.
-
-    Attributes:
-      width: channels at half of the resolution; twice as many at a quarter.
-      num_blocks: residual blocks before and after each change of scale.
-      dtype: type of the convolutions; parameters and output are float32.
-    """
-
-    width: int
-    num_blocks: int
-    dtype: DTypeLike = jnp.float32
+    width: int  # Channels at half of the resolution; twice as many at a quarter.
+    num_blocks: int  # Before and after each change of scale.
+    dtype: DTypeLike = jnp.float32  # Of the convolutions.
 
     @nn.compact
     def __call__(self, x: Array, t: Array | None = None) -> Array:
@@ -55,10 +47,7 @@ class UNet(nn.Module):
 
 
 class _TimedBlock(nn.Module):
-    """Residual block whose second convolution is scaled and shifted by an embedding of the time.
-
-    It starts close to the identity, because the gain of its last convolution is small.
-    """
+    """Residual block that the time scales and shifts; it starts close to the identity."""
 
     features: int
     dtype: DTypeLike

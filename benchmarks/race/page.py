@@ -16,22 +16,12 @@ NAMES = {
     "flow_matching": "flow matching",
     "coupled": "flow matching from FDRL's mixture, coupled",
 }
-_HEAD = (
-    "method", "passes, ms per sample", "top probability", "classes", "distance, classifier",
-    "distance, public network",
-)  # fmt: skip
+_HEAD = "| method | passes, ms per sample | top probability | classes | distance, classifier |"
+_HEAD += " distance, public network |\n|---|---|---|---|---|---|"
 
 
 def rows(of_run: Row, found: Row, prior: Row, real: Row, judges: Row) -> list[Row]:
-    """Returns a row for each judge.
-
-    Args:
-      of_run: what the rows of a run share.
-      found: figures of the samples, as from `judges.Judges.figures`.
-      prior: those of the prior, or no figures.
-      real: those of real images.
-      judges: the names of the judges, by their figure.
-    """
+    """Returns a row for each judge, from figures of samples, of the prior if any, and of images."""
 
     def row(figure: str, judge: str) -> Row:
         others = {"prior": prior[figure]} if prior else {}
@@ -57,7 +47,7 @@ def table(found: list[Row]) -> str:
     parts = []
     for place in dict.fromkeys((row["budget"], row["machine"]) for row in found):
         those = [row for row in found if (row["budget"], row["machine"]) == place]
-        lines = [", ".join(place) + "\n", f"| {' | '.join(_HEAD)} |", "|---" * len(_HEAD) + "|"]
+        lines = [", ".join(place) + "\n", _HEAD]
         lines.append(_line("real images", those, "real", -1))
         for name, passes in dict.fromkeys((row["method"], _passes(row)) for row in those):
             chosen = [r for r in those if (r["method"], _passes(r)) == (name, passes)]

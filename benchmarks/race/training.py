@@ -28,13 +28,7 @@ class Trained(NamedTuple):
 
 
 def train(contestant: Contestant, budget: float) -> Trained:
-    """Trains for about as many CPU seconds as the budget has; compilation does not count.
-
-    A few steps are timed first, because the schedule of the learning rate needs their number.
-
-    Raises:
-      ValueError: if the budget allows no training.
-    """
+    """Trains for about `budget` CPU seconds, after a few steps that are timed for the schedule."""
     _, per_step = _run(contestant.make(_NUM_PILOT_STEPS))
     num_steps = int((budget - contestant.fit_seconds) / per_step)
     if num_steps < 1:
@@ -67,8 +61,7 @@ def _run(training: Training) -> tuple[TrainState, float]:
             bar.set_description(f"loss {float(loss):.3f}", refresh=False)
             bar.update(count)
         jax.block_until_ready(state)
-    seconds = (time.process_time() - started) / total
-    return parallel.unreplicate(state), seconds
+    return parallel.unreplicate(state), (time.process_time() - started) / total
 
 
 def draw(

@@ -57,8 +57,7 @@ def test_the_parts_of_a_zip_have_no_common_image_and_are_data_of_the_program(ima
     assert [part.pixels.shape for part in split] == [(n, 8, 8, 1) for n in (84, 24, 12)]
     found = {image.tobytes() for part in split for image in part.pixels}
     assert len(found) == 120
-    for part in split:
-        np.testing.assert_array_equal(part.labels, part.pixels.mean(axis=(1, 2, 3)) > 100)
+    assert all(((p.pixels.mean(axis=(1, 2, 3)) > 100) == p.labels).all() for p in split)
     with np.load(split.write("judge", tmp_path / "cache" / "judge.npz")) as arrays:
         np.testing.assert_array_equal(arrays["images"], split.judge.pixels)
         np.testing.assert_array_equal(arrays["held_out_labels"], split.reference.labels)
@@ -112,6 +111,7 @@ def test_the_integrator_follows_the_velocity_and_ends_with_the_expected_image(nu
     np.testing.assert_allclose(drawn, jnp.zeros((4, 2, 2, 1)), atol=1e-6)
 
 
+FLOW = ("fdrl", "gradients", 3, 5)
 JUDGE = {"frechet_classifier": "classifier of mnist, 90.00% correct"}
 NAMES = {**JUDGE, "frechet_public": "public network, 32 raw samples"}
 
@@ -142,10 +142,7 @@ def test_a_race_writes_its_lines_once_and_prints_the_table(images, tmp_path, mon
     _, split = images
     of_reference = classify(split.reference.pixels / 127.5 - 1.0)[1]
     opened = judges.Judges(classify, 0.9, of_reference, None, None, JUDGE)
-    entries = [
-        methods.Entry("prior", "evaluations", 0, 9),
-        methods.Entry("fdrl", "gradients", 3, 5),
-    ]
+    entries = [methods.Entry(*e) for e in (("prior", "evaluations", 0, 9), FLOW)]
     contestant = methods.Contestant(None, 0.0, lambda trained: entries)
     monkeypatch.setattr(judges, "open_judges", lambda *_: opened)
     monkeypatch.setattr(methods, "build", lambda *_: contestant)

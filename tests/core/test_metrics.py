@@ -1,7 +1,6 @@
 """Distances between samples, against closed forms and their stated bias."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
@@ -11,27 +10,31 @@ from fdrl_jax import metrics
 SIGMAS = 4.0  # Allowed sampling error, in standard deviations of the mean over repeats.
 
 
-def test_both_estimates_of_the_energy_distance_follow_their_definitions():
-    # More points than one block of rows.
+# More points than one block of rows, with few features and with many.
+@pytest.mark.parametrize(("n", "m", "size"), [(1_203, 30, 2), (1_100, 600, 400)])
+def test_energy_distances_and_their_ratio_follow_the_definitions(n, m, size):
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(1_203, 2)), 0.5 + rng.normal(size=(30, 2))
-
-    def total(a, b):
-        return np.sqrt(((a[:, None] - b[None]) ** 2).sum(-1)).sum()
-
-    n, m = len(x), len(y)
-    cross, within_x, within_y = 2 * total(x, y) / (n * m), total(x, x), total(y, y)
-    unbiased = cross - within_x / (n * (n - 1)) - within_y / (m * (m - 1))
-    biased = cross - within_x / n**2 - within_y / m**2
-    assert metrics.energy_distance(x, y) == pytest.approx(unbiased, rel=1e-9)
+    x, y = rng.normal(size=(n, size)), 0.1 + rng.normal(size=(m, size))
+    x[:20] = y[:20]  # Coincident points have a distance of exactly 0.
+    cross, of_x, of_y = 2.0 * cdist(x, y).mean(), cdist(x, x).sum(), cdist(y, y).sum()
+    unbiased = cross - of_x / (n * (n - 1)) - of_y / (m * (m - 1))
+    biased = cross - of_x / n**2 - of_y / m**2
+    images = (array.reshape(len(array), -1, 2, 1) for array in (x, y))  # Vectors of pixels.
+    assert metrics.energy_distance(*images) == pytest.approx(unbiased, rel=1e-9)
     assert metrics.energy_distance(x, y, unbiased=False) == pytest.approx(biased, rel=1e-9)
+    expected = biased / (of_y / (m * (m - 1)) * (1 / n + 1 / m))
+    assert metrics.energy_ratio(x, y).value == pytest.approx(expected, rel=1e-9)
+    for value in (np.nan, np.inf):
+        x[3, 0] = value
+        with np.errstate(invalid="ignore"):  # Of the difference of two infinite numbers.
+            for distance in (metrics.energy_distance, metrics.frechet_distance):
+                assert np.isnan([distance(x, y), distance(y, x)]).all()
 
 
-def test_distances_treat_images_as_vectors_of_pixels():
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(20, 2, 2, 1)), rng.normal(size=(30, 2, 2, 1))
-    for distance in (metrics.energy_distance, metrics.frechet_distance):
-        assert distance(x, y) == distance(x.reshape(20, 4), y.reshape(30, 4))
+def test_distances_of_many_features_need_no_memory_for_all_differences():
+    x, y = (jax.ShapeDtypeStruct((num, 400), np.float32) for num in (1_100, 600))
+    program = metrics._sum.lower(x, y).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 8 * 1_100 * 600 * 400 / 20
 
 
 @pytest.mark.parametrize(
@@ -55,14 +58,6 @@ def test_true_data_have_a_mean_energy_ratio_of_1_within_its_quantiles():
     assert inside == pytest.approx(0.9, abs=SIGMAS * np.sqrt(0.9 * 0.1 / len(ratios)))
 
 
-def test_the_energy_ratio_divides_the_biased_distance_by_its_exact_expectation():
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(40, 2)), 0.3 + rng.normal(size=(30, 2))
-    pairs = np.sqrt(((y[:, None] - y[None]) ** 2).sum(-1)).sum() / (30 * 29)
-    expected = metrics.energy_distance(x, y, unbiased=False) / (pairs * (1 / 40 + 1 / 30))
-    assert metrics.energy_ratio(x, y).value == pytest.approx(expected, rel=1e-9)
-
-
 def test_the_energy_ratio_grows_for_samples_of_another_distribution_and_has_no_unit():
     rng = np.random.default_rng(0)
     x, y = 0.5 + rng.normal(size=(500, 3)), rng.normal(size=(500, 3))
@@ -71,18 +66,6 @@ def test_the_energy_ratio_grows_for_samples_of_another_distribution_and_has_no_u
     np.testing.assert_allclose(metrics.energy_ratio(9.0 * x, 9.0 * y), ratio, rtol=1e-9)
     with pytest.raises(ValueError, match="all points of the data coincide"):
         metrics.energy_ratio(x, np.ones((5, 3)))
-
-
-def test_many_features_give_the_same_distances_without_memory_for_all_differences():
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(1_100, 400)), 0.1 + rng.normal(size=(600, 400))
-    x[:100] = y[:100]  # Coincident points have a distance of exactly 0.
-    n, m = len(x), len(y)
-    within = cdist(x, x).sum() / (n * (n - 1)) + cdist(y, y).sum() / (m * (m - 1))
-    expected = 2.0 * cdist(x, y).mean() - within
-    assert metrics.energy_distance(x, y) == pytest.approx(expected, rel=1e-9)
-    program = metrics._sum.lower(jnp.asarray(x), jnp.asarray(y)).compile()
-    assert program.memory_analysis().temp_size_in_bytes < 8 * n * m * 400 / 20
 
 
 def with_moments(mean, covariance, num=50, seed=0):
@@ -130,33 +113,17 @@ def test_the_frechet_distance_works_on_the_line_and_with_fewer_examples_than_fea
 @pytest.mark.parametrize("shape", [(3, 8, 8, 1), (300, 9, 7, 3)])
 def test_random_filters_give_each_image_64_features_independently_of_the_others(shape):
     images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    images[0, 0, 0] = np.nan
     features = metrics.random_conv_features(images)
     assert features.shape == (shape[0], 64)
+    assert np.isnan(features[0]).all()
+    assert np.isfinite(features[1:]).all()
     others = metrics.random_conv_features(images[2:])
     np.testing.assert_allclose(features[2:], others, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match=r"got \(2, 2, 1\)"):
         metrics.random_conv_features(np.zeros((2, 2, 1)))
     with pytest.raises(ValueError, match=r"got uint8; convert bytes with images / 127.5 - 1"):
         metrics.random_conv_features(np.zeros(shape, np.uint8))
-
-
-@pytest.mark.parametrize("size", [2, 9])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_distances_to_values_that_are_not_finite_are_nan(size, value):
-    x, y = np.random.default_rng(0).normal(size=(2, 50, size))
-    x[3, 0] = value
-    with np.errstate(invalid="ignore"):  # Of the difference of two infinite numbers.
-        for distance in (metrics.energy_distance, metrics.frechet_distance):
-            assert np.isnan(distance(x, y))
-            assert np.isnan(distance(y, x))
-
-
-def test_an_image_that_is_not_finite_has_no_finite_features():
-    images = np.zeros((3, 8, 8, 1), np.float32)
-    images[0, 0, 0] = np.nan
-    features = metrics.random_conv_features(images)
-    assert np.isnan(features[0]).all()
-    assert np.isfinite(features[1:]).all()
 
 
 def test_features_are_computed_in_full_precision_on_every_device():

@@ -67,11 +67,6 @@ def test_digits_are_close_to_real_ones_where_a_classifier_sees_them():
     sampler = fdrl.pretrained("digits")
     samples, prior = (features(np.asarray(draw(KEY, 400))) for draw in (sampler, sampler.prior))
     assert frechet_distance(samples, real) < 0.5 * frechet_distance(prior, real)
-    # How far the best class is ahead of the second.
-    of_samples, of_prior, of_real = (
-        np.mean(np.diff(np.sort(x)[:, -2:])) for x in (samples, prior, real)
-    )
-    assert of_samples > 0.5 * (of_prior + of_real)
 
 
 @pytest.mark.slow
@@ -90,13 +85,12 @@ def test_images_of_mnist_are_far_closer_to_real_ones_than_the_prior():
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
 def test_images_of_cifar10_have_edges_and_the_prior_has_none():
+    # A guard against a broken file: 3 for a Gaussian, 7.5 for real images, 8.4 for samples.
     def kurtosis(images):
         gaps = np.diff(np.asarray(images), axis=1)
         return np.mean(gaps**4) / np.mean(gaps**2) ** 2
 
     sampler = shipped("cifar10")
-    # This guards against a broken file and does not measure quality. The kurtosis is 3 for a
-    # Gaussian, 7.5 for 64 real images, 3.5 for the prior and 8.4 for the samples.
     assert kurtosis(sampler.prior(KEY, 64)) < 4.0
     assert 5.5 < kurtosis(sampler(KEY, 64, clip=False)) < 10.0
 
@@ -117,22 +111,16 @@ def test_samples_start_at_the_prior_and_depend_only_on_the_key_and_their_index()
     np.testing.assert_allclose(by_parts, samples, rtol=1e-4, atol=1e-5)
 
 
-def test_the_flow_is_compiled_once_per_size():
+def test_the_flow_is_compiled_once_per_size_and_the_log_ratio_is_small_only_on_samples():
     sampler = fdrl.pretrained("swissroll")
-    for seed in range(3):
-        sampler(jax.random.key(seed), 10, batch_size=4)
-    sampler(jax.random.PRNGKey(0), 4)
+    for key in (*jax.random.split(KEY, 2), jax.random.PRNGKey(0)):
+        samples = sampler(key, 500, batch_size=200)
     assert sampler._run._cache_size() == 1
-
-
-def test_the_log_ratio_is_large_away_from_data_and_small_on_samples():
-    swissroll = shipped("swissroll")
-    on_samples = swissroll.log_ratio(swissroll(KEY, 500))
-    away = swissroll.log_ratio(swissroll.prior(KEY, 500))
+    on_samples, away = map(sampler.log_ratio, (samples, sampler.prior(KEY, 500)))
     assert on_samples.shape == (500,)
     assert abs(float(jnp.mean(on_samples))) < 0.03 < float(jnp.mean(away))
-    of_integers = swissroll.log_ratio(np.ones((1, 2), np.int64))
-    np.testing.assert_array_equal(of_integers, swissroll.log_ratio(np.ones((1, 2))))
+    of_integers = sampler.log_ratio(np.ones((1, 2), np.int64))
+    np.testing.assert_array_equal(of_integers, sampler.log_ratio(np.ones((1, 2))))
 
 
 def test_labels_are_numbers_or_names_of_each_sample_or_of_all():
@@ -158,7 +146,6 @@ def test_images_are_clipped_unless_asked_otherwise():
 
 MISUSES = [
     ("swissroll", lambda s: s(KEY, 0), "num_samples must be a whole number >= 1, got 0"),
-    ("swissroll", lambda s: s(KEY, 2.0), r"num_samples must be .* got 2\.0"),
     ("swissroll", lambda s: s.path(KEY, 0), "num_samples must be a whole number >= 1, got 0"),
     ("swissroll", lambda s: s(7, 3), "key must be a JAX key, .* got int 7"),
     ("swissroll", lambda s: s(KEY, 3, labels=[0, 0, 0]), "so it has no labels"),
@@ -167,7 +154,6 @@ MISUSES = [
     ("cifar10", lambda s: s(KEY, 3, labels=10), "from 0 to 9, got"),
     ("cifar10", lambda s: s.log_ratio(np.zeros((2, 32, 32, 3))), "labels of x are missing"),
     ("digits", lambda s: s.log_ratio(np.zeros((2, 8, 8, 3))), r"\[B, 8, 8, 1\], got"),
-    ("digits", lambda s: s.log_ratio(np.zeros((2, 8, 8, 1), np.uint8)), "uint8"),
     ("digits", lambda s: s.log_ratio(np.full((2, 8, 8, 1), 200.0)), r"in \[-1, 1\], got 200"),
     ("swisroll", None, r"no sampler 'swisroll'; did you mean 'swissroll'\?"),
     ("zebra", None, f"Allowed: {', '.join(NAMES)}, the folder of an export"),
@@ -211,27 +197,19 @@ DAMAGES = [
     ("swissroll", {"sha256": "0" * 64}, {}, "its SHA-256 is not that of config"),
     ("swissroll", {}, {KERNEL: np.full((64, 64), np.nan, np.float32)}, f"{KERNEL} .* not finite"),
     ("swissroll", {}, {KERNEL: None}, rf"{KERNEL} must have shape \(64, 64\), got None"),
-    ("swissroll", {}, {KERNEL: np.zeros((64, 65), np.float32)}, r"got \(64, 65\)"),
     ("swissroll", {}, {"network/params/other": np.zeros(2, np.float32)}, "must have shape None"),
-    ("swissroll", {}, {"network/params": np.zeros(2, np.float32)}, "must have shape"),
     *(("swissroll", {"event_shape": s}, {}, "positive sizes") for s in ("a", [-2], [10**9])),
-    ("swissroll", {"event_shape": [3]}, {}, "must have shape"),
     ("swissroll", {"prior.event_shape": [3]}, {}, "samples of the prior have shape"),
     ("swissroll", {"prior": {"name": "gauss"}}, {}, "unknown prior 'gauss'"),
     ("swissroll", {"prior.scale": "1"}, {}, "TypeError"),
     ("swissroll", {"flow.num_steps": 10**9}, {}, "more than 100,000 steps"),
-    ("swissroll", {"flow.num_steps": -1}, {}, "num_steps must be"),
     ("swissroll", {"flow.step_size": float("nan")}, {}, "step_size must be"),
-    ("swissroll", {"flow.step_size": None}, {}, "step_size must be a number"),
     ("swissroll", {"flow.other": 1}, {}, "unexpected keyword"),
     ("swissroll", {"loss": "lrr"}, {}, "did you mean 'lr'"),
-    ("swissroll", {"divergence": 5}, {}, "unknown divergence 5"),
-    ("swissroll", {"network": []}, {}, "it has no 'hidden_sizes'"),
     ("swissroll", {"network.hidden_sizes": [64] * 1_000}, {}, "more layers than"),
     ("swissroll", {"network.hidden_sizes": [2**70]}, {}, "OverflowError"),
     ("swissroll", {"data": {"classes": [1]}}, {}, "names of classes must be text"),
     ("digits", {"denoiser": {"depth": 10**9}}, {}, "more layers than"),
-    ("digits", {}, {"prior/mean": np.zeros((1, 63), np.float32)}, "must have shape"),
     ("digits", {}, {"prior/mean": None}, "it has no 'mean'"),
 ]
 
@@ -242,19 +220,7 @@ def test_a_wrong_folder_is_the_documented_error(name, config, arrays, message, t
         fdrl.pretrained(copied(tmp_path, config, arrays, name))
 
 
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-def test_files_of_another_content_are_the_documented_error(file, tmp_path):
-    copied(tmp_path, {"sha256": None})
-    for content in ("5", "[" * 100_000, "{", "", '"a"', "\0"):
-        (tmp_path / file).write_text(content)
-        with pytest.raises(ValueError, match="not a sampler that --mode=export"):
-            fdrl.pretrained(tmp_path)
-    (tmp_path / file).unlink()
-    with pytest.raises(ValueError, match=f"not a sampler .*{file}"):
-        fdrl.pretrained(str(tmp_path))
-
-
-def test_a_flipped_bit_is_found_in_the_shipped_samplers_and_a_run_is_exported_first(tmp_path):
+def test_damaged_files_and_runs_that_are_not_exported_are_the_documented_error(tmp_path):
     for name in NAMES:
         stored = bytearray((SHIPPED / name / "model.safetensors").read_bytes())
         stored[-100] ^= 1
@@ -262,7 +228,15 @@ def test_a_flipped_bit_is_found_in_the_shipped_samplers_and_a_run_is_exported_fi
         (tmp_path / "config.json").write_text((SHIPPED / name / "config.json").read_text())
         with pytest.raises(ValueError, match=r"model\.safetensors has changed"):
             fdrl.pretrained(tmp_path)
-
+    for file in ("model.safetensors", "config.json"):
+        copied(tmp_path, {"sha256": None})
+        for content in ("5", "[" * 100_000, "{", "", '"a"', "\0"):
+            (tmp_path / file).write_text(content)
+            with pytest.raises(ValueError, match="not a sampler that --mode=export"):
+                fdrl.pretrained(tmp_path)
+        (tmp_path / file).unlink()
+        with pytest.raises(ValueError, match=f"not a sampler .*{file}"):
+            fdrl.pretrained(str(tmp_path))
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(ValueError, match=rf"Export it first: .*{tmp_path.name} --mode=export"):
         fdrl.pretrained(tmp_path)

@@ -1,7 +1,6 @@
 """Tab completion shows what is public and nothing else."""
 
 import importlib
-import inspect
 import pkgutil
 import sys
 
@@ -14,13 +13,10 @@ PUBLIC = [name for name in NAMES if not any(part[0] == "_" for part in name.spli
 
 
 @pytest.mark.parametrize("name", ["fdrl_jax", *PUBLIC])
-def test_a_module_lists_its_public_names_which_it_defines_and_documents(name):
+def test_a_module_lists_its_public_names(name):
     importlib.import_module(name)
     module = sys.modules[name]  # A function of the same name may hide the attribute.
     assert sorted(set(dir(module)) - {"__version__"}) == sorted(module.__all__)
-    for public in module.__all__:
-        found = getattr(module, public)
-        assert found.__doc__ or not (inspect.isfunction(found) or inspect.isclass(found))
 
 
 def test_sixteen_names():

@@ -5,6 +5,8 @@ import io
 import tensorflow_datasets as tfds
 from image_files import encoded, picture
 
+NAMES = {"kind": ["letter"], "label": ["a", "b"]}
+
 
 class Glyphs(tfds.core.GeneratorBasedBuilder):
     """Twelve training and four test images of two classes, which are of one kind."""
@@ -12,22 +14,14 @@ class Glyphs(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        features = tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(8, 8, 3)),
-                "kind": tfds.features.ClassLabel(names=["letter"]),
-                "label": tfds.features.ClassLabel(names=["a", "b"]),
-            }
-        )
-        keys = ("image", "label")
-        return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=keys)
+        features = {name: tfds.features.ClassLabel(names=n) for name, n in NAMES.items()}
+        features["image"] = tfds.features.Image(shape=(8, 8, 3))
+        options = {"features": tfds.features.FeaturesDict(features)}
+        return tfds.core.DatasetInfo(builder=self, supervised_keys=("image", "label"), **options)
 
     def _split_generators(self, dl_manager):
-        return {
-            "train": self._examples(0, 12),
-            "test": self._examples(12, 16),
-            "unlabelled": self._examples(16, 18, labelled=False),
-        }
+        parts = {"train": (0, 12), "test": (12, 16), "unlabelled": (16, 18, False)}
+        return {name: self._examples(*part) for name, part in parts.items()}
 
     def _generate_examples(self):
         raise NotImplementedError

@@ -7,18 +7,15 @@ import numpy as np
 from PIL import Image
 
 from experiments.data import load
+from experiments.data.decode import to_uint8
 from experiments.settings import Data
 
 
 def picture(width: int, height: int, number: int = 0) -> np.ndarray:
     """Slanted stripes and steps, uint8 [H, W, 3], computed in integers, so equal everywhere."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
-    channels = (
-        (x * x * 3 + y * 5) // 16 + 29 * number,
-        (x * y + y * y) // 24 + 53 * number,
-        (7 * x + 11 * y) // 5 + 97 * number,
-    )
-    return np.stack([channel % 256 for channel in channels], -1).astype(np.uint8)
+    levels = [(x * x * 3 + y * 5) // 16, (x * y + y * y) // 24, (7 * x + 11 * y) // 5]
+    return (np.stack(levels, -1) + number * np.array([29, 53, 97])).astype(np.uint8)
 
 
 def saved(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
@@ -46,6 +43,15 @@ def numbered(num: int, prefix: str = "") -> list[str]:
 
 def open_folder(where, **options):
     return load(Data(name="folder", dir=str(where), **options))
+
+
+def all_images(source) -> set[bytes]:
+    pixels = np.concatenate([source.train(), source.held_out(1_000, 0)])
+    return {image.tobytes() for image in to_uint8(pixels)}
+
+
+def pictures(num: int) -> set[bytes]:
+    return {picture(8, 8, i).tobytes() for i in range(num)}
 
 
 class Payload:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.data.shuffle import permuted, shuffled_indices
+from experiments.data.shuffle import shuffled_indices
 
 KEY = jax.random.key(5)
 
@@ -17,19 +17,13 @@ def shuffled(first, count, num, key=KEY):
     return shuffled_indices(key, first + jnp.arange(count), num)
 
 
-@pytest.mark.parametrize("num", [1, 3, 4_096])
-def test_it_is_a_permutation_of_any_number(num):
-    values = jax.jit(jax.vmap(lambda i: permuted(KEY, i, num)))(jnp.arange(num))
-    assert sorted(np.asarray(values)) == list(range(num))
-
-
-@pytest.mark.parametrize("num", [100, 10_001])
+@pytest.mark.parametrize("num", [1, 3, 100, 4_096, 10_001])
 def test_every_epoch_has_every_example_once_in_its_own_order_whatever_the_batch(num):
     whole = np.asarray(shuffled(0, 3 * num, num))
     epochs = whole.reshape(3, num)
     assert all(sorted(epoch) == list(range(num)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-    for first in (0, num - 3, 2 * num - 7):
+    assert len({tuple(epoch) for epoch in epochs}) == 3 or num < 4
+    for first in (0, num - 3, 2 * num - 7) if num > 3 else ():
         np.testing.assert_array_equal(shuffled(first, 7, num), whole[first : first + 7])
 
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from image_files import encoded, numbered, open_folder, picture, write_folder
 
-from experiments.data import load, stored
+from experiments.data import stored
 from experiments.errors import DataError
-from experiments.settings import Data
 
 
 def test_a_part_of_a_set_is_spread_over_it_and_nothing_else_is_read(tmp_path, monkeypatch):
@@ -45,10 +44,8 @@ def test_streamed_images_come_with_their_classes(tmp_path, monkeypatch):
 
 
 def test_half_of_the_images_are_mirrored_by_their_positions(tmp_path):
-    plain, flipped = (
-        open_folder(write_folder(tmp_path, numbered(40)), random_flip=flip)
-        for flip in (False, True)
-    )
+    write_folder(tmp_path, numbered(40))
+    plain, flipped = (open_folder(tmp_path, random_flip=flip) for flip in (False, True))
     key, positions = jax.random.key(0), np.arange(32)
     one, two = (s.draw(s.arrays, None, key, positions)["real"] for s in (plain, flipped))
     is_mirrored = [np.array_equal(x[:, ::-1], y) for x, y in zip(one, two, strict=True)]
@@ -61,9 +58,8 @@ def write_pictures(where, num, colour):
     for part, numbers in (("train", range(num)), ("test", range(2))):
         (where / part).mkdir(parents=True)
         for i in numbers:
-            pixels = (
-                picture(6, 6, i) if (part, i) == ("train", colour) else picture(6, 6, i)[..., 0]
-            )
+            pixels = picture(6, 6, i)
+            pixels = pixels if (part, i) == ("train", colour) else pixels[..., 0]
             (where / part / f"{i:03d}.png").write_bytes(encoded(pixels))
 
 
@@ -76,10 +72,3 @@ def test_with_channels_0_grey_images_among_coloured_ones_get_equal_channels(tmp_
     write_pictures(tmp_path / "late", 150, 2)
     with pytest.raises(DataError, match=r"002.png: .*\(6, 6, 3\), but \(6, 6, 1\) in other images"):
         open_folder(tmp_path / "late", channels=0)
-
-
-def test_domains_of_different_sizes_are_an_error(tmp_path):
-    for side, size in (("A", 8), ("B", 9)):
-        write_folder(tmp_path, numbered(4, f"train{side}/"), size)
-    with pytest.raises(DataError, match="differ in height, width or channels"):
-        load(Data(name="pair", dir=str(tmp_path)))

@@ -18,25 +18,24 @@ def images(num=NUM, first=0):
     return Images(of_pixels("a", pixels), Transform(channels=1), (1, 1, 1))
 
 
-def read(count, sides=None, **options):
+def read(count, sides=None, **changes):
     """The image numbers of some batches, [count, batch]."""
-    batches = training_batches(
-        sides or {"real": images()}, **{"seed": 3, "batch_size": 4, **options}
-    )
+    options = {"seed": 3, "batch_size": 4, **changes}
+    batches = training_batches(sides or {"real": images()}, **options)
     taken = [next(batches) for _ in range(count)]
     batches.close()
     return {side: np.stack([b[side].ravel() for b in taken]) for side in taken[0]}
 
 
-def test_every_epoch_has_every_image_once_and_its_own_order():
-    epochs = read(20, batch_size=3)["real"].reshape(3, NUM)  # Batches cross the ends of epochs.
+def test_every_epoch_has_every_image_once_and_its_own_order_also_resumed_or_in_two_processes():
+    whole = read(20, batch_size=3)["real"]  # Batches cross the ends of epochs.
+    epochs = whole.reshape(3, NUM)
     assert all(sorted(epoch) == list(range(NUM)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-
-
-def test_a_run_resumed_in_an_epoch_sees_what_the_uninterrupted_one_would():
-    np.testing.assert_array_equal(read(6, start=3)["real"], read(9)["real"][3:])
+    np.testing.assert_array_equal(read(6, batch_size=3, start=3)["real"], whole[3:9])
     assert (read(5)["real"] != read(5, seed=4)["real"]).any()
+    two = [read(7, batch_size=2, process=(i, 2))["real"] for i in range(2)]
+    np.testing.assert_array_equal(read(7)["real"], np.concatenate(two, axis=1))
 
 
 def test_the_domains_of_a_pair_are_shuffled_separately_and_the_smaller_repeats():
@@ -64,8 +63,3 @@ def test_a_feed_stacks_the_steps_of_a_dispatch_for_each_device(tmp_path, monkeyp
     assert first[:, :2].any() > first[:, 2:].any()
     with source.open_feed(0, 8, 2, 3) as take:
         np.testing.assert_array_equal(take(3)["real"], second)
-
-
-def test_two_processes_share_the_images_of_a_step_in_their_order():
-    two = [read(7, batch_size=2, process=(i, 2))["real"] for i in range(2)]
-    np.testing.assert_array_equal(read(7)["real"], np.concatenate(two, axis=1))

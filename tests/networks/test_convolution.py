@@ -52,8 +52,12 @@ def assert_close(actual, expected, relative=1e-12):
 
 
 @pytest.mark.parametrize(("kernel_size", "stride", "size", "channels"), CASES)
-def test_value_and_both_gradients_are_those_of_the_native_rule(kernel_size, stride, size, channels):
-    x, kernel = draw(kernel_size, size, channels)
+def test_value_and_both_gradients_are_those_of_the_native_rule(
+    kernel_size, stride, size, channels, monkeypatch
+):
+    # Large images are in groups over which the kernel's gradients are summed, small ones in one.
+    monkeypatch.setattr(_convolution, "_CACHE_BYTES", 5_000)
+    x, kernel = draw(kernel_size, size, channels, num=6)
 
     def value_and_gradients(convolution):
         def apply(x, kernel):
@@ -66,17 +70,6 @@ def test_value_and_both_gradients_are_those_of_the_native_rule(kernel_size, stri
 
 
 # Bytes for groups of one, two or three of the six images, depending on kernel and stride.
-@pytest.mark.parametrize(("cache", "kernel_size", "stride"), [(0, 1, 1), (5_000, 3, 2)])
-def test_kernel_gradients_are_sums_over_groups_of_images(cache, kernel_size, stride, monkeypatch):
-    x, kernel = draw(kernel_size, num=6)
-
-    def gradient(convolution):
-        return jax.jit(jax.grad(lambda kernel: jnp.sum(jnp.sin(convolution(x, kernel, stride)))))
-
-    monkeypatch.setattr(_convolution, "_CACHE_BYTES", cache)
-    program = gradient(convolve)
-    assert "while" in program.lower(kernel).as_text()
-    assert_close(program(kernel), gradient(native)(kernel))
 
 
 @pytest.mark.parametrize(("kernel_size", "stride"), [(1, 1), (3, 2)])
@@ -96,20 +89,6 @@ def test_derivatives_of_order_two_and_three_are_those_of_the_native_rule(kernel_
         return jax.jit(lambda *a: [jax.grad(f, (0, 1, 2))(*a) for f in functions])(x, kernel, BIAS)
 
     assert_close(gradients(convolve, add_bias), gradients(native, jnp.add), 1e-11)
-
-
-def test_vmap_of_the_gradient_equals_a_loop():
-    @jax.jit
-    def gradients(x, kernel):
-        return jax.grad(lambda *args: jnp.sum(convolve(*args, 2) ** 2), (0, 1))(x, kernel)
-
-    x, kernel = (jnp.stack([array, array[::-1]]) for array in draw(3))
-    for mapped in ((0, None), (0, 0)):
-        kernels = kernel if mapped[1] == 0 else jnp.stack([kernel[0]] * 2)
-        loop = [gradients(*pair) for pair in zip(x, kernels, strict=True)]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *loop)
-        found = jax.vmap(gradients, mapped)(x, kernel if mapped[1] == 0 else kernel[0])
-        assert_close(found, stacked)
 
 
 @pytest.mark.parametrize(("cache", "check_vma"), [(0, True), (2**20, False)])
@@ -156,11 +135,7 @@ def test_only_cpu_gets_the_canonical_derivatives(platform):
 
 
 def test_other_kernels_and_strides_are_rejected():
-    for size, stride, message in (
-        ((2, 2), 1, "odd size"),
-        ((3, 1), 1, "odd size"),
-        ((3, 3), 0, "got 0"),
-    ):
+    for size, stride, message in ((2, 2), 1, "odd"), ((3, 1), 1, "odd"), ((3, 3), 0, "got 0"):
         with pytest.raises(ValueError, match=message):
             convolve(jnp.zeros((1, 4, 4, 3)), jnp.zeros((*size, 3, 4)), stride)
 

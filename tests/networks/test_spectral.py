@@ -80,19 +80,6 @@ def test_an_updating_pass_uses_the_vectors_of_one_power_iteration_as_an_update_d
     np.testing.assert_allclose(out, net.apply(after, x), rtol=1e-5)
 
 
-def test_a_plain_pass_divides_by_the_stored_sigma(case):
-    net, variables, x = case
-    # A power iteration would change these vectors.
-    vectors = jax.tree.map(lambda a: 0.5 * a, variables["spectral"])
-    variables = {**variables, "spectral": vectors}
-    sigmas = (u @ matrix @ v for matrix, u, v in layers(variables))
-    divided = jax.tree.map_with_path(
-        lambda path, a: a / next(sigmas) if "kernel" in str(path) else a, variables["params"]
-    )
-    expected = net.clone(spectral_norm=False).apply({"params": divided}, x)
-    np.testing.assert_allclose(net.apply(variables, x), expected, rtol=1e-4)
-
-
 def test_gradients_go_through_sigma_to_the_kernel_and_never_to_the_vectors(case):
     net, variables, x = case
     for mutable in (False, ["spectral"]):
