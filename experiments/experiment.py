@@ -300,7 +300,7 @@ def _prior(
 ) -> tuple[Prior, dict[str, Any], FittedPrior | None]:
     """Returns the prior, and the fields `prior_arguments` and `fitted` of an `Experiment`."""
     name = settings.prior.name
-    if source.is_translation and name != "source":
+    if source.starts is not None and name != "source":
         needed = "a translation starts from images, with prior.name='source'"
         raise ValueError(f"{needed}, not {name!r}")
     if name == "data_dependent":

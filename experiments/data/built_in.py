@@ -105,8 +105,7 @@ def digits(source_class: str = "", target_class: str = "") -> Source:
 
     A pair of classes starts from the digit `source_class` and learns `target_class`.
     """
-    # Importing scikit-learn takes seconds, and runs on other data do not need it.
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # Not above: importing it takes seconds.
     from sklearn.model_selection import train_test_split
 
     data = load_digits()

@@ -13,9 +13,8 @@ _NUM_ROUNDS = 8
 def shuffled_indices(key: Array, positions: Array, num_examples: int) -> Array:
     """Maps positions of a run, [B], to indices of examples, [B], in a new order in each epoch.
 
-    The order depends only on (key, epoch). A resumed run therefore continues with exactly the next
-    examples, and replicas that know only their positions share no example. The permutation is never
-    computed as a whole, so the cost is O(B). Sets of fewer than B examples repeat in the batch.
+    The order depends only on (key, epoch), so a resumed run continues with the next examples, and
+    replicas share none. The cost is O(B). Sets of fewer than B examples repeat in the batch.
     """
 
     def index(position: Array) -> Array:
@@ -29,9 +28,7 @@ def permuted(key: Array, index: Array, num: int) -> Array:
     """Returns the value of a pseudorandom permutation of 0 to `num` - 1 at one index.
 
     A Feistel network permutes a rectangle of a x b >= `num` cells: each round adds a hash of one
-    coordinate to the other. A value out of range is permuted again until it is in range. The typed
-    key chooses the permutation; index and value are integers, []. `num` is at most 2^30.
-
+    coordinate to the other. A value out of range is permuted again. `num` is at most 2^30.
     Reference: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002, sections 4 and 5.
     """
     # As close to a square as possible: fewer than a of the a x b cells are out of range.

@@ -50,8 +50,7 @@ class Source(NamedTuple):
     """A data set on the device, from which `draw` selects, or one that is streamed in batches."""
 
     name: str  # The setting `data.name`.
-    # Of one example: [2] for points in the plane, [H, W, C] for images with values in [-1, 1].
-    event_shape: tuple[int, ...]
+    event_shape: tuple[int, ...]  # [2] for points, [H, W, C] for images with values in [-1, 1].
     arrays: Any = ()  # A pytree of NumPy arrays for `draw`, which the caller copies to the devices.
     # `(arrays, host batch, key of the run, positions in the run [B]) -> {"real": [B, ...]}`, in the
     # training step. Images to start from are under "source", classes [B] under "label".
@@ -65,8 +64,7 @@ class Source(NamedTuple):
     num_held_out: int = 0
     density: Density | None = None  # `None` if it is not known.
     labels: Labels | None = None  # `None` if the data have no classes.
-    # Of streamed data: `(seed, batch size of this process, batches to skip, steps per dispatch) ->
-    # context of `Take``.
+    # Of streamed data: `(seed, batch size of this process, batches to skip, steps per dispatch)`.
     open_feed: Callable[[int, int, int, int], AbstractContextManager[Take]] | None = None
     starts: Starts | None = None  # Of a translation.
     identity: str = ""  # A hash of names and labels, or of arrays; the same in a resumed run.
@@ -76,11 +74,6 @@ class Source(NamedTuple):
     def kind(self) -> Literal["points", "images"]:
         """Whether the examples are points in the plane or images."""
         return "points" if len(self.event_shape) == 1 else "images"
-
-    @property
-    def is_translation(self) -> bool:
-        """Whether samples start from the images of another domain."""
-        return self.starts is not None
 
     @property
     def classes(self) -> tuple[str, ...]:

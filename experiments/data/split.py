@@ -11,7 +11,6 @@ from experiments.errors import DataError
 from experiments.settings import Data
 from fdrl_jax._checks import nearest
 
-_HELD_OUT_SHARE = 10  # At most one image in this many is held out of a set without its own split.
 TRAIN = "train"
 HELD_OUT = ("test", "validation", "val")  # Names of a split of held-out images; the first counts.
 # Training images, and held-out images if the data have some of their own.
@@ -35,10 +34,8 @@ def open_parts(options: Data) -> dict[str, tuple[Records, Records]]:
         part = _open(options)
         named = {side: _of_class(part, name) for side, name in classes.items() if name}
         sides = named or {"real": part}
-    return {
-        side: _numbered_alike(*_with_held_out(part, options.num_held_out))
-        for side, part in sides.items()
-    }
+    most = options.num_held_out
+    return {side: _numbered_alike(*_with_held_out(part, most)) for side, part in sides.items()}
 
 
 def _open(options: Data) -> Part:
@@ -92,7 +89,7 @@ def _with_held_out(part: Part, most: int) -> tuple[Records, Records]:
     total = len(train)
     if total < 2:
         raise DataError(f"{train.where} has {total} image(s); training needs at least 2")
-    num = max(1, min(most, total // _HELD_OUT_SHARE))
+    num = max(1, min(most, total // 10))  # At most a tenth.
     order = np.random.default_rng(0).permutation(total)
     if train.labels is not None:
         first = np.unique(train.labels, return_index=True)[1]

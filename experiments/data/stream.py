@@ -35,11 +35,7 @@ class Images(NamedTuple):
 
     def load(self, index: int) -> np.ndarray:
         """Returns an example, uint8 of the shape; a DataError names a bad image."""
-        payload = self.records.read(index)
-        try:
-            pixels = decode(payload, self.transform)
-        except ValueError as error:
-            raise self.records.bad(index, str(error)) from error
+        pixels = _decoded(self.records, index, self.transform)
         if pixels.shape != self.shape:
             found = f"the shape is {pixels.shape}, but {self.shape} in other images"
             raise self.records.bad(index, f"{found}; set data.image_size or data.channels")
@@ -60,17 +56,21 @@ def probe(records: Records, transform: Transform) -> Images:
     for index in spread(len(records), _MAX_PROBED):
         if transform.channels:
             break
-        with contextlib.suppress(ValueError, DataError):  # Reported when it is read for use.
-            if decode(records.read(int(index)), Transform(channels=0)).shape[2] == 3:
+        with contextlib.suppress(DataError):  # Reported when it is read for use.
+            if _decoded(records, int(index), Transform(channels=0)).shape[2] == 3:
                 transform = transform._replace(channels=3)
-    try:
-        shape = decode(records.read(0), transform).shape
-    except ValueError as error:
-        raise records.bad(0, str(error)) from error
+    shape = _decoded(records, 0, transform).shape
     if min(shape[:2]) < 2:
         reason = f"{shape[1]} x {shape[0]} pixels; images need 2 x 2. Set data.image_size"
         raise records.bad(0, reason)
     return Images(records, transform, shape)
+
+
+def _decoded(records: Records, index: int, transform: Transform) -> np.ndarray:
+    try:
+        return decode(records.read(index), transform)
+    except ValueError as error:
+        raise records.bad(index, str(error)) from error
 
 
 def training_batches(
