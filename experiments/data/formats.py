@@ -82,8 +82,9 @@ class Tree:
         if not images:
             raise DataError(f"{root}: no images found; images are {', '.join(SUFFIXES)}")
         if others := [file.key for file in files if not file.key.lower().endswith(SUFFIXES)]:
-            reason = f"skipped {len(others)} file(s) that are not PNG, JPEG or WebP, such as"
-            _warn(f"{root}: {reason} {others[0]}")
+            _warn(
+                f"{root}: skipped {len(others)} file(s), not PNG, JPEG or WebP, such as {others[0]}"
+            )
         if all(len(file.parts) > 2 and file.parts[0] == images[0].parts[0] for file in images):
             images = [file._replace(parts=file.parts[1:]) for file in images]
         self._images = images
@@ -100,8 +101,7 @@ class Tree:
             names, labels = np.unique([file.parts[depth] for file in images], return_inverse=True)
             labels, classes = labels.astype(np.int32), tuple(map(printable, names.tolist()))
         elif len(loose) < len(images):
-            where = self._where.removesuffix(":")
-            _warn(f"{where}: sub-folders are not classes, because {loose[0]} is in none of them")
+            _warn(f"{self._where} has sub-folders that are not classes, because of {loose[0]}")
         keys = [file.key for file in images]
         stamps = digest([(file.key, file.stamp) for file in images])
         return Records(self._where, keys, self._fetch, digest(keys), stamps, labels, classes)

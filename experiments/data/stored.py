@@ -90,8 +90,7 @@ def _train_batches(
     chosen, size = spread(len(images.records), num), images.batch_size
     if pixels is None:
         return map(to_unit, all_batches(images.subset(chosen)))
-    parts = (chosen[first : first + size] for first in range(0, len(chosen), size))
-    return (to_unit(pixels[part]) for part in parts)
+    return (to_unit(pixels[chosen[i : i + size]]) for i in range(0, len(chosen), size))
 
 
 def _first(images: Images, num: int) -> np.ndarray:

@@ -75,7 +75,6 @@ def _decoded(records: Records, index: int, transform: Transform) -> np.ndarray:
 
 def training_batches(
     sides: Mapping[str, Images],
-    *,
     seed: int,
     batch_size: int,
     start: int = 0,
@@ -127,9 +126,7 @@ def feed(
     These are arrays by name, [devices, max_steps, B / devices, ...], with zeros after `count`.
     """
     process, num_devices = (jax.process_index(), jax.process_count()), jax.local_device_count()
-    batches = training_batches(
-        sides, seed=seed, batch_size=batch_size, start=start, process=process
-    )
+    batches = training_batches(sides, seed, batch_size, start, process)
 
     def stacked(parts: list[np.ndarray]) -> np.ndarray:
         size, event = len(parts[0]) // num_devices, parts[0].shape[1:]
