@@ -28,9 +28,8 @@ def load(options: Data) -> Source:
         return BUILT_IN[name]()
     if name not in _STORED and not (name.startswith("tfds:") and name != "tfds:"):
         names = (*BUILT_IN, *_STORED, "tfds:NAME")
-        raise DataError(
-            f"data.name must be one of {', '.join(names)}, got {name!r}{nearest(name, names)}"
-        )
+        found = f"got {name!r}{nearest(name, names)}"
+        raise DataError(f"data.name must be one of {', '.join(names)}, {found}")
     # Here, because built-in data need neither Grain nor Pillow.
     from experiments.data.formats import printable
     from experiments.data.stored import stored_source

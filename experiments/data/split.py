@@ -22,9 +22,8 @@ def open_parts(options: Data) -> dict[str, tuple[Records, Records]]:
     if options.name in ("folder", "npz", "pair") and not options.dir:
         raise DataError(f"data.name={options.name} needs the path of the data: set --data_dir")
     if not (options.keep_aspect or options.resize or options.image_size):
-        raise DataError(
-            "data.keep_aspect=False needs data.resize or data.image_size: set one of them"
-        )
+        reason = "needs a side, data.resize or data.image_size: set one of them"
+        raise DataError(f"data.keep_aspect=False {reason}")
     classes = {"real": options.target_class, "source": options.source_class}
     if options.name == "pair":
         sides = _pair_of_folders(options)
@@ -82,7 +81,7 @@ def _of_class(part: Part, name: str) -> Part:
 
 
 def _with_held_out(part: Part, most: int) -> tuple[Records, Records]:
-    """Holds out images if there are none, for every seed the same, of each class not the first."""
+    """Holds out some images if none are, the same for every seed; each class keeps its first."""
     train, held_out = part
     if held_out is not None and len(held_out):
         return train, held_out
@@ -104,7 +103,7 @@ def _numbered_alike(train: Records, held_out: Records) -> tuple[Records, Records
     if train.labels is None or labels is None or unknown:
         if train.labels is not None:
             reason = (
-                f"training lacks {', '.join(unknown)}" if unknown else "held-out images have none"
+                f"training lacks {', '.join(unknown)}" if unknown else "held-out ones lack them"
             )
             logging.getLogger("fdrl").warning("the classes are not used: %s", reason)
         return replace(train, labels=None, classes=()), replace(held_out, labels=None, classes=())
