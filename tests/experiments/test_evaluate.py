@@ -55,10 +55,10 @@ def test_an_evaluation_of_other_settings_or_samples_is_added(trained):
 
 def test_a_changed_digit_in_a_record_is_refused_and_not_reported(trained, tmp_path):
     folder = shutil.copytree(trained.root, tmp_path / "run")
-    file = next(folder.glob("evaluations/*/record.json"))
-    record = json.loads(file.read_text())
-    next(iter(record["metrics"].values()))["value"] += 0.1
-    file.write_text(json.dumps(record))
+    for file in folder.glob("evaluations/*/record.json"):  # Other tests evaluate this run as well.
+        record = json.loads(file.read_text())
+        next(iter(record["metrics"].values()))["value"] += 0.1
+        file.write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"record\.json is damaged: it is not what was written"):
         start("evaluate", folder)
 
