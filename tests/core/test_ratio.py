@@ -355,7 +355,7 @@ def test_a_network_finds_what_the_regression_misses():
     x = std * np.linspace(-1.5, 1.5, 50)
     truth = np.log(0.5 * norm.pdf(x, 2, 0.5) + 0.5 * norm.pdf(x, -2, 0.5)) - norm.logpdf(x, 0, std)
     found = ratio.log_ratio(np.stack([x / std, 0 * x], axis=1))
-    assert np.mean(np.abs(found - truth)) < 0.5
+    assert np.mean(np.abs(found - truth)) < np.mean(np.abs(truth)) / 3  # A constant misses all.
 
 
 @pytest.mark.slow

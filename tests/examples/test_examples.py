@@ -34,7 +34,6 @@ def test_a_stale_analytic_ratio_stops_at_its_target_under_log_d_and_not_under_kl
 def test_a_stale_estimator_fails_at_the_chasm_and_flow_guided_training_closes_it(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(density_chasm, "STEPS_BETWEEN_LOOKS", 200)
     monkeypatch.setattr(density_chasm, "BATCH_SIZE", 64)
     found = density_chasm.main(["--steps=400", f"--out={tmp_path}"])
     assert json.loads((tmp_path / "density_chasm.json").read_text()) == found
