@@ -298,7 +298,7 @@ def area_under_curve(upper: Any, lower: Any, *weights: np.ndarray) -> float:
     n, m = len(upper), len(lower)
     values = np.concatenate([upper, lower])
     of_upper, of_lower = weights or (np.full(n, 1.0 / n), np.full(m, 1.0 / m))
-    place = rankdata(values, method="dense") - 1
+    place = rankdata(values, method="dense").astype(int) - 1  # Floats in recent versions.
     mass = np.bincount(place[n:], of_lower, place.max() + 1)
     below = np.cumsum(mass) - mass / 2.0
     return float(of_upper @ below[place[:n]])
