@@ -341,7 +341,9 @@ def posterior(
 
     log_w = np.concatenate([np.asarray(log_ratio(part)) for part in np.split(candidates, 50)])
     k1, key = jax.random.split(key)
-    theta = jnp.asarray(candidates)[jax.random.categorical(k1, jnp.asarray(log_w), shape=(10_000,))]
+    weight = np.cumsum(np.exp(np.float64(log_w) - log_w.max()))
+    chosen = np.searchsorted(weight, weight[-1] * jax.random.uniform(k1, (10_000,)))
+    theta = jnp.asarray(candidates)[np.minimum(chosen, len(weight) - 1)]
     steps = 10.0 ** jnp.linspace(0.0, -1.5, 100)
     spread = jnp.std(theta, axis=0)
 
