@@ -73,14 +73,10 @@ class Quadratic(NamedTuple):
 
 
 def plain_and_ranked(rows: Pair, weights: Pair) -> Iterator[Columns]:
-    """Returns both maps of the columns.
-
-    A density ratio is invariant under monotone maps of columns, so ranks lose nothing, and a single
-    large value does not set the scale. They help with heavy tails and harm otherwise.
-    """
+    """Returns both maps: a ratio is invariant under monotone maps, and ranks have no tails."""
     both = list(zip(weights, rows, strict=True))
-    mean = sum(np.tensordot(w, x, 1) for w, x in both) / 2
-    variance = sum(np.tensordot(w, (x - mean) ** 2, 1) for w, x in both) / 2
+    mean = np.mean([np.tensordot(w, x, 1) for w, x in both], axis=0)
+    variance = np.mean([np.tensordot(w, (x - mean) ** 2, 1) for w, x in both], axis=0)
     varies = variance > (1e-12 * np.abs(mean)) ** 2
     scale = np.where(varies, 1.0 / np.sqrt(np.where(varies, variance, 1.0)), 0.0)
     yield Columns(mean, scale)

@@ -19,8 +19,7 @@ from fdrl_jax.ratio.result import (
     Estimate,
     Scores,
     area_under_curve,
-    check_columns,
-    column_names,
+    refuse_frame,
     row_log_ratios,
 )
 from fdrl_jax.ratio.training import LAST, Network, Options
@@ -63,7 +62,7 @@ class _Problem(NamedTuple):
     folds: Pair
     groups: Pair  # For standard errors; numbers.
     mixed: np.ndarray  # Which columns differ between the sets, [...].
-    network: Network | nn.Module | None
+    network: Any  # `None` for the default.
     options: Options
     columns: Any = None  # `Columns`, once the rows are mapped.
 
@@ -80,14 +79,12 @@ def fit_ratio(
     groups: tuple[ArrayLike, ArrayLike] | None = None,
     options: Options = training.DEFAULTS,
 ) -> DensityRatio:
-    """Estimates `r(x) = numerator(x) / denominator(x)` from samples of both densities.
-
-    The page "Density ratios" says how.
+    """Estimates `r(x) = numerator(x) / denominator(x)`; the page "Density ratios" says how.
 
     Args:
       key: a key.
       numerator: samples of the numerator, [N, ...], at least 20.
-      denominator: samples of the denominator, [M, ...], at least 20, with the same columns.
+      denominator: samples of the denominator, [M, ...], with the same columns.
       network: a Flax Linen module or a `Network(init, apply)` of mapped columns, with one number
         per example as output, [B], or features, [B, F], which get a linear layer per pair of
         waymarks. By default, a perceptron with two hidden layers.
@@ -101,17 +98,13 @@ def fit_ratio(
 
     Raises:
       TypeError: for a missing key, or a network that is neither of the two.
-      ValueError: for arrays, weights, groups, networks or options that cannot be used, for sets
-        that differ in a constant, and if training diverges.
-
-    Reference: Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
+      ValueError: for arguments that cannot be used, for sets that differ in a constant, and if
+        training diverges.
     """
     if denominator is None:
         raise TypeError("fit_ratio needs a key first: fit_ratio(jax.random.key(0), top, bottom)")
     key, rng = _key_and_generator(key)
     rows = _array("numerator", numerator), _array("denominator", denominator)
-    names = column_names(numerator), column_names(denominator)
-    check_columns({"numerator": names[0], "denominator": names[1]})
     if rows[0].shape[1:] != rows[1].shape[1:]:
         raise ValueError(
             "numerator and denominator must have the same columns, got shapes "
@@ -141,8 +134,7 @@ def fit_ratio(
         *(np.ones(rows[0].shape[1:], bool), network, options),
     )
     permutable = numbers is None and all(w.min() == w.max() for w in weights)
-    found = _fit(problem, num_waymarks, exact if permutable else None)
-    return dataclasses.replace(found, names=names[0] or names[1])
+    return _fit(problem, num_waymarks, exact if permutable else None)
 
 
 def mutual_information(
@@ -158,8 +150,7 @@ def mutual_information(
 ) -> MutualInformation:
     """Estimates the mutual information `E[log p(x, y) / (p(x) p(y))]` of paired samples.
 
-    The numerator is the pairs. The denominator is pairs whose `y` comes from another row, drawn
-    again in each training step. A bridge mixes only `y`.
+    The denominator is pairs whose `y` comes from another row. A bridge mixes only `y`.
 
     Args:
       key: a key.
@@ -172,8 +163,8 @@ def mutual_information(
       options: how to train.
 
     Raises:
-      TypeError, ValueError: see `fit_ratio`; also unless there is one `y` per `x`, and if a linear
-        combination of the columns is the same in both, for which the information is infinite.
+      TypeError, ValueError: see `fit_ratio`; also if a linear combination of the columns of `x` is
+        one of `y`, which makes the information infinite.
     """
     if y is None:
         raise TypeError("mutual_information needs a key first, such as jax.random.key(0)")
@@ -185,9 +176,8 @@ def mutual_information(
     xs, ys = xs.reshape(num, -1), ys.reshape(num, -1)
     if _correlation(xs, ys) > 1.0 - _SEEN:
         raise ValueError(
-            "x determines y, at least in one direction: a linear combination of the columns of one "
-            "is one of the other, so their mutual information is infinite; remove it, or add the "
-            "noise of the measurement"
+            "a linear combination of the columns of x is one of the columns of y, so their mutual "
+            "information is infinite; remove it, or add the noise of the measurement"
         )
     weight = _weights("weights", weights, num)
     numbers = None if groups is None else _numbers((groups,), (num,))
@@ -228,6 +218,7 @@ def _key_and_generator(key: Array) -> tuple[Array, np.random.Generator]:
 
 def _array(name: str, values: ArrayLike) -> np.ndarray:
     """Returns finite values in floating point, [N, ...]; numbers per example become [N, 1]."""
+    refuse_frame(name, values)
     if np.ma.is_masked(values):  # NumPy would use what the mask hides.
         raise ValueError(f"{name} has masked values; remove or impute them")
     if hasattr(values, "toarray"):
@@ -272,7 +263,7 @@ def _weights(name: str, values: ArrayLike | None, num: int) -> np.ndarray:
     return out
 
 
-def _numbers(groups: Any, sizes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+def _numbers(groups: Any, sizes: tuple[int, ...]) -> Any:
     """Returns whole numbers for the labels of each set."""
     given = [np.asarray(labels) for labels in groups]
     if [part.shape for part in given] != [(size,) for size in sizes]:
@@ -420,7 +411,8 @@ def _residual(
             # All folds have one length, so that there is one compiled program.
             x = rows[np.resize(chosen, max(np.bincount(folds)))]
             log_ratio[chosen] = row_log_ratios(heads, *of_fold, x)[: len(chosen)]
-        pairs = zip(*training.adjacent(heads, *of_fold, held_out[index]), strict=True)
+        offset_of, params_of = of_fold
+        pairs = zip(*training.adjacent(heads, offset_of, params_of, held_out[index]), strict=True)
         aucs += [area_under_curve(*map(np.asarray, pair)) / num_folds for pair in pairs]
     weights = [w * (f < num_folds) for w, f in zip(mapped.weights, mapped.folds, strict=True)]
     scores = [

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -109,7 +108,6 @@ class DensityRatio:
       waymarks: positions of the waymarks, from 0 (numerator) to 1 (denominator), H + 1 numbers.
       num_steps: training steps of the network.
       p_value: of "both sets have one distribution".
-      names: names of the columns, if a set was a data frame.
     """
 
     scores: tuple[Scores, Scores]
@@ -121,7 +119,6 @@ class DensityRatio:
     waymarks: tuple[float, ...] = dataclasses.field(metadata=_STATIC)
     num_steps: int = dataclasses.field(metadata=_STATIC)
     p_value: float = dataclasses.field(default=1.0, metadata=_STATIC)
-    names: tuple[str, ...] = dataclasses.field(default=(), metadata=_STATIC)
 
     def __repr__(self) -> str:
         sizes = [f"{len(s.log_ratio):,}" for s in self.scores]
@@ -145,16 +142,13 @@ class DensityRatio:
         return _relative(jnp.mean(self._of_folds(x), axis=0), alpha)
 
     def standard_error(self, x: ArrayLike) -> Array:
-        """Returns the standard error of `log r(x)` by the spread of the folds (jackknife), [B].
-
-        It is 0 behind a bridge, which has one fold.
-        """
+        """Returns the jackknife error of `log r(x)`, [B]; 0 behind a bridge, which has one fold."""
         values = self._of_folds(x)
         return jnp.sqrt(len(values) - 1.0) * jnp.std(values, axis=0)
 
     def _of_folds(self, x: ArrayLike) -> Array:
-        check_columns({"the fit": self.names, "x": column_names(x)})
         shape = self.columns.shift.shape
+        refuse_frame("x", x)
         if not isinstance(x, jax.Array):  # JAX would make int32 of int64, and float32 of float64.
             x = np.asarray(x, np.float64)
         if x.ndim == 1 and shape == (1,):
@@ -173,12 +167,12 @@ class DensityRatio:
     def weights(self, x: ArrayLike | None = None, *, alpha: float = 0.0) -> Array:
         """Returns weights of samples of the denominator that represent the numerator, [B].
 
-        Their mean is 1. They fit scikit-learn's `sample_weight`.
+        Their mean is 1, as scikit-learn's `sample_weight` wants them.
 
         Args:
           x: samples of the denominator, [B, ...]. By default the rows of the fit, each weighted by
             a fit without this row, and multiplied by its own weight.
-          alpha: as in `log_ratio`; no weight is above `1 / alpha` before they are normalised.
+          alpha: as in `log_ratio`.
         """
         if x is not None:
             log_weight = self.log_ratio(x, alpha=alpha)
@@ -194,10 +188,9 @@ class DensityRatio:
     def divergence(self, divergence: str | FDivergence = "kl") -> Estimate:
         """Estimates `D_f(numerator || denominator) = E_denominator[f(r)]`, neither bound, in nats.
 
-        Rows have ratios that were not fitted to them; the standard error leaves out that of the
-        ratio. KL is `E_numerator[log r]`, and reverse KL `-E_denominator[log r]`; others use the
-        balance heuristic (Veach and Guibas, 1995), the mean of `f(r) / (1 + r)` over the numerator
-        plus that over the denominator.
+        The standard error leaves out that of the ratio. KL is `E_numerator[log r]`, and reverse KL
+        `-E_denominator[log r]`; others use the balance heuristic (Veach and Guibas, 1995), the mean
+        of `f(r) / (1 + r)` over the numerator plus that over the denominator.
         """
         divergence = divergences.get(divergence)
         top, bottom = self.scores
@@ -245,11 +238,8 @@ class DensityRatio:
         elif reason:
             verdict = f"Do not trust the ratio: {reason}."
         usable = trusted and effective >= _MIN_EFFECTIVE
-        verdict += (
-            f" {'Its' if usable else 'Do not use its'} weights of the denominator"
-            f"{' are worth' if usable else ': they are worth'} {effective:.0f} of "
-            f"{np.count_nonzero(bottom.weight)} rows."
-        )
+        worth = f"worth {effective:.0f} of {np.count_nonzero(bottom.weight)} rows."
+        verdict += f" Its weights are {worth}" if usable else f" Do not use its weights, {worth}"
         return found._replace(trusted=trusted, usable=usable, verdict=verdict)
 
     def _reason(self, found: Check) -> str:
@@ -275,21 +265,6 @@ class DensityRatio:
         return ""
 
 
-def column_names(values: Any) -> tuple[str, ...]:
-    """Returns the names of the columns of a data frame; empty for anything else."""
-    return tuple(name for name in getattr(values, "columns", ()) if isinstance(name, str))
-
-
-def check_columns(named: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuses other names of columns: another order has the same shape."""
-    given = {name: columns for name, columns in named.items() if columns}
-    if len(set(given.values())) > 1:
-        raise ValueError(
-            f"{' and '.join(given)} must have the same columns in the same order, got "
-            f"{' and '.join(map(', '.join, given.values()))}"
-        )
-
-
 def area_under_curve(upper: Any, lower: Any, *weights: np.ndarray) -> float:
     """Returns the probability that a number of `upper`, [n], is above one of `lower`, [m].
 
@@ -302,6 +277,14 @@ def area_under_curve(upper: Any, lower: Any, *weights: np.ndarray) -> float:
     mass = np.bincount(place[n:], of_lower, place.max() + 1)
     below = np.cumsum(mass) - mass / 2.0
     return float(of_upper @ below[place[:n]])
+
+
+def refuse_frame(name: str, values: Any) -> None:
+    """Refuses data frames: another order of their columns would have the same shape."""
+    if hasattr(values, "columns"):
+        raise ValueError(
+            f"{name} must be an array; fdrl_jax.ratio.estimator.RatioEstimator takes data frames"
+        )
 
 
 def _effective_sample_size(weights: np.ndarray) -> float:
