@@ -1,10 +1,12 @@
 """Samplers: per-replica functions that map positions of samples to samples.
 
 They hold no arrays. `parallel` maps them over devices, and you can call them in your own `jit`.
-Sample `i` depends only on (key, i) and is the same from every sampler here.
+Sample `i` depends only on (key, i) and is the same from every sampler here. With a denoiser, their
+flow adds no noise: in training it matches the noise of data, here it would only be removed again.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -81,7 +83,7 @@ def make_path_sampler(problem: Problem) -> Callable[[Array, Variables, Constants
             make_sampler(problem, ("prior",))(key, variables, constants, batch)["prior"],
             problem.potential(variables, batch, constants),
             num_steps=method.num_steps + method.num_refine_steps + 1,
-            **method.schedules(),
+            **_schedules(problem),
             observe=lambda x, drift: x,
         )
         points: Array = path
@@ -107,7 +109,7 @@ def make_segment(
             batch["x"],
             problem.potential(variables, batch, constants),
             num_steps=num_steps,
-            **problem.method.schedules(),
+            **_schedules(problem),
             first_step=first,
         )
         return moved
@@ -118,6 +120,11 @@ def make_segment(
 def flow_keys(key: Array, positions: Array) -> Array:
     """Returns the keys of the noise of samples, [B], by the root key and their positions."""
     return rng.example_keys(_root(key), rng.Stream.FLOW, positions)
+
+
+def _schedules(problem: Problem) -> dict[str, Any]:
+    without_noise = {} if problem.denoise is None else {"noise_scale": 0.0}
+    return problem.method.schedules() | without_noise
 
 
 def _root(key: Array) -> Array:
