@@ -76,13 +76,12 @@ def make_path_sampler(problem: Problem) -> Callable[[Array, Variables, Constants
     """
 
     def sample(key: Array, variables: Variables, constants: Constants, batch: Batch) -> Array:
-        method = problem.method
         # One more step, so that the last point is observed too; appending it would copy the path.
         _, path = flow(
             flow_keys(key, batch["position"]),
             make_sampler(problem, ("prior",))(key, variables, constants, batch)["prior"],
             problem.potential(variables, batch, constants),
-            num_steps=method.num_steps + method.num_refine_steps + 1,
+            num_steps=problem.method.num_steps + problem.method.num_refine_steps + 1,
             **_schedules(problem),
             observe=lambda x, drift: x,
         )
