@@ -39,7 +39,7 @@ def test_the_network_of_the_paper_follows_the_size_of_the_images():
             {"data.name": "digits", "network.name": "resnet32", "network.denoiser_width": 4},
             "a data.dequantisation above 0",
         ),
-        ({"prior.name": "data_dependent", "prior.rank": 3}, "prior.rank must be at most 2"),
+        ({"prior.name": "data_dependent", "prior.rank": 3}, "the rank must be from 1 to 2"),
         (
             {
                 "data.name": "digits",

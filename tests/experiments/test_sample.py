@@ -150,7 +150,7 @@ def test_other_stages_and_samples_never_leave_the_device(trained, monkeypatch):
     assert [len(stage) for stage in some] == [NUM_PRIOR, 0, NUM]
     np.testing.assert_array_equal(some.prior, whole.prior[:NUM_PRIOR])
     np.testing.assert_allclose(some.refined, whole.refined, rtol=1e-5, atol=1e-6)
-    size = draw.batch_size(model, NUM)
+    size = draw.positions(model, NUM).shape[1]
     assert NUM_PRIOR < size < NUM
     assert fetched == [2 * size] * (1 + -(-NUM // size)), "all refined ones, one batch of the prior"
     only = draw.sample_state(model, state, 0, num_prior=NUM)
@@ -167,5 +167,5 @@ def test_a_last_batch_that_is_not_full_needs_no_image_beyond_the_last_sample(tra
     )
     model = dataclasses.replace(opened.experiment, source=source)
     draw.make(model, ["prior"])(*draw.on_devices(model, opened.state), {"prior": 5})
-    assert draw.batch_size(model, 5) > 5 or jax.device_count() == 1
+    assert draw.positions(model, 5).size > 5 or jax.device_count() == 1
     assert {*asked} == {0, 1, 2, 3, 4}
