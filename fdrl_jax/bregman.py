@@ -50,12 +50,7 @@ class Bregman(NamedTuple):
 
 LSIF = Bregman("lsif", "ratio", lambda out: 0.5 * out**2, lambda out: -out)
 
-LR = Bregman(
-    "lr",
-    "log_ratio",
-    real_term=lambda out: -jax.nn.log_sigmoid(-out),
-    flowed_term=lambda out: -jax.nn.log_sigmoid(out),
-)
+LR = Bregman("lr", "log_ratio", lambda o: -jax.nn.log_sigmoid(-o), lambda o: -jax.nn.log_sigmoid(o))
 
 
 def _exp(log_r: Array) -> Array:

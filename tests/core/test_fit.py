@@ -17,6 +17,7 @@ SHORT = fdrl.FDRL(num_steps=2, step_size=0.1, noise_scale=0.01)
 ANGLES = 2 * np.pi * np.random.default_rng(0).integers(0, 8, 20_000) / 8
 MODES = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=-1)
 RING = MODES + 0.0141 * np.random.default_rng(1).normal(size=MODES.shape)
+MLP = fdrl.networks.MLP((4,))
 BRIEF = {"num_steps": 3, "batch_size": 8, "method": SHORT}
 
 
@@ -97,13 +98,23 @@ def test_a_generator_of_own_data_finds_all_modes_of_the_ring():
 
 
 MISUSE = {
-    "shape": ({"data": POINTS[:, 0]}, r"points \[N, D\] or images \[N, H, W, C\], got shape \(400"),
+    "shape": (
+        {"data": POINTS[:, 0]},
+        r"or images \[N, H, W, C\], got float64 \(400",
+    ),
     "bytes": ({"data": np.zeros((9, 8, 8, 1), np.uint8)}, "x / 127.5 - 1 maps bytes to it"),
     "range": ({"data": 200 * np.sign(IMAGES)}, r"in \[-1, 1\], got values from -200 to 200"),
     "nan": ({"data": np.full((9, 2), np.nan)}, "the data are not finite"),
     "labels": ({"labels": LABELS[:5]}, "labels must be one integer >= 0 per example"),
+    "names": ({"labels": np.array(["a"] * 400)}, "labels must be one integer >= 0 per example"),
+    "class": ({"labels": np.full(400, 10**9)}, "label 0 of 1000000001 has no examples"),
+    "complex": ({"data": POINTS + 1j}, "data must be numbers, .* got complex128"),
+    "network": ({"network": print}, "network must be a Flax module"),
+    "one output": ({"labels": LABELS, "network": MLP}, r"an output per class, \[B, C\], got \("),
+    "method": ({"method": "kl"}, "method must be an FDRL, got 'kl'"),
+    "name": ({"prior": "normal"}, "a prior must be a Prior, or finite samples"),
     "prior": ({"prior": POINTS[:, :1]}, "finite samples with the shape of the data"),
-    "steps": ({"num_steps": -1}, "num_steps must be a whole number >= 0"),
+    "steps": ({"num_steps": -1}, "num_steps must be a whole number >= 1"),
     "rate": ({"learning_rate": float("nan")}, "learning_rate must be above 0 and finite"),
     "key": ({"key": 0}, "key must be a JAX key"),
     "diverged": ({"learning_rate": 1e30}, "training diverged before step 3: use a smaller"),

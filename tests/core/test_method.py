@@ -220,6 +220,8 @@ OF_METHOD = {
     "step size": ({"step_size": 0.0}, "step_size must be above 0 and finite, got 0.0"),
     "noise": ({"noise_scale": -0.1}, "noise_scale must be >= 0 and finite, got -0.1"),
     "penalty": ({"gradient_penalty": np.float32(-1.0)}, "gradient_penalty must be >= 0"),
+    "no step": ({"step_size": None}, "step_size must be a number, got NoneType"),
+    "no penalty": ({"gradient_penalty": None}, "gradient_penalty must be a number, got NoneType"),
     "both": ({"entropy_weight": 0.1}, "either noise_scale or entropy_weight, got 0.2 and 0.1"),
     "weight": ({"noise_scale": None, "entropy_weight": -1.0}, "entropy_weight must be >= 0"),
 }

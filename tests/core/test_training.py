@@ -287,7 +287,8 @@ def sample(positions, **options):
 
 def test_stages_paths_and_segments_pass_through_the_same_samples_of_the_flow():
     stages, path = sample(jnp.arange(6)), sample(jnp.arange(6), path=True)
-    keys = samplers.flow_keys(rng.root_key(0), jnp.arange(6))
+    root = rng.stream_key(rng.root_key(0), rng.Stream.SAMPLE)
+    keys = rng.example_keys(root, rng.Stream.FLOW, jnp.arange(6))
     potential = small_problem.problem().potential(VARIABLES)
     hyper = {"step_size": 0.1, "noise_scale": 0.2}
     for stage, num in (("prior", 0), ("bridged", 4), ("refined", 6)):
@@ -332,7 +333,7 @@ def test_a_network_with_an_output_per_class_takes_labels():
     assert estimator.takes_labels
     assert not Estimator.from_network(networks.MLP()).takes_labels
     labels = jnp.array([2, 0, 1, 2])
-    found = estimator.of(estimator.prepare(variables), {"label": labels})(x)
+    found = estimator.apply(estimator.prepare(variables), x, labels)
     outputs = network.apply(variables, x)
     np.testing.assert_allclose(found, outputs[jnp.arange(4), labels], rtol=1e-6)
     with pytest.raises(ValueError, match="from 0 to 2"):
