@@ -210,13 +210,10 @@ def test_a_label_out_of_range_is_nan_where_it_is_traced():
     [
         (10_000, (8, 8, 1), None, 1, None, (1, 0)),  # The full covariance.
         (10_000, (128, 128, 3), None, 1, None, (1, 512)),
-        (10_000, (8, 8, 1), None, 3, None, (3, 50)),
-        (10_000, (32, 32, 3), None, 1, 10, (1, 100)),
         # As many as fit the training data.
         (2_099, (8, 8, 1), None, None, None, (1, 0)),
         (2_100, (8, 8, 1), None, None, None, (30, 35)),  # Half of the 70 examples of each.
         (10_000, (8, 8, 1), None, None, 10, (10, 50)),
-        (3, (8, 8, 1), None, 3, None, (3, 1)),
         (10**6, (32, 32, 3), None, None, None, (100, 50)),
         (10**6, (128, 128, 3), 100, None, None, (30, 100)),  # A factor of 100 would have 2 GB.
         (0, (2,), None, None, None, (1, 0)),  # Generated points.

@@ -2,7 +2,6 @@
 
 import errno
 import gc
-import os
 import shutil
 from unittest.mock import Mock
 
@@ -187,14 +186,3 @@ def test_a_disk_that_fails_is_not_damage(two, monkeypatch):
                 store.restore(state_at(0))
     assert sorted(path.name for path in two.iterdir()) == ["1", "2"]
     assert is_equal(restore(two), state_at(2))
-
-
-def test_remains_of_a_crash_are_removed(two):
-    remains = two / f"3.orbax-checkpoint-tmp-{os.getpid()}"
-    (remains / "state").mkdir(parents=True)
-    assert is_equal(restore(two), state_at(2))
-    assert remains.exists()
-    with opened(two) as store:
-        assert is_equal(store.restore(state_at(0)).state, state_at(2))
-        store.save(state_at(3))
-    assert not remains.exists()
