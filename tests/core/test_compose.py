@@ -98,10 +98,6 @@ MISUSE = {
         "output must be one of ratio, log_ratio",
     ),
     "shapes": (lambda: condition(column, classifier, 0)(X), r"got shapes \(16, 1\), \(16,\)"),
-    "of ratio": (
-        lambda: fdrl.condition(column, classifier, 0, output="ratio")(X),
-        r"got shapes \(16, 1\), \(16,\)",
-    ),
 }
 
 

@@ -111,7 +111,7 @@ def test_a_penalised_part_of_the_batch_may_have_no_weight():
         options = {"real": REAL, "x0": START, "weights": weights, "penalised": 0.25}
         return objective(method(gradient_penalty=1.0), KEY, estimator(params), **options)[0]
 
-    chex.assert_tree_all_finite(jax.value_and_grad(loss)(PARAMS))
+    chex.assert_tree_all_finite(jax.jit(jax.value_and_grad(loss))(PARAMS))
 
 
 @pytest.mark.parametrize("weights", [-np.ones(12), np.zeros(12), [np.inf] + [1.0] * 11])
