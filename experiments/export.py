@@ -21,8 +21,6 @@ from experiments.files import replacing, sha256_of_file, unfinished_folder, writ
 from fdrl_jax.training.state import TrainState
 
 _CARD = Path(__file__).with_suffix(".md")  # A template for `str.format`.
-# The functions of `fdrl_jax.priors` by the names of the setting, where these differ.
-_PRIORS = {"data_dependent": "mixture", "source": "batch"}
 
 
 def export(command: Command) -> None:
@@ -46,7 +44,7 @@ def write(
     model: Experiment, state: TrainState, folder: Path, evaluation: Mapping[str, Any] | None = None
 ) -> None:
     """Writes the sampler of a train state to a new folder, with the record of its evaluation."""
-    tree = {"network": model.sampling_variables(state)}
+    tree = {"network": state.ema_variables}
     if model.constants.prior:
         tree["prior"] = model.constants.prior
     # safetensors writes the buffer of an array as it is, so the array must be contiguous.
@@ -63,14 +61,13 @@ def write(
 
 def arguments(model: Experiment) -> dict[str, Any]:
     """Returns the arguments of library functions that rebuild the sampler, as values for JSON."""
-    prior = model.settings.prior.name
     denoiser = {"denoiser": _fields(model.denoiser)} if model.denoiser else {}
     return {
         "data": run.describe_data(model.source),
         "event_shape": list(model.source.event_shape),
         "network": _fields(model.network),
         **denoiser,
-        "prior": {"name": _PRIORS.get(prior, prior), **model.prior_arguments},
+        "prior": model.prior_arguments,
         "loss": model.settings.loss.name,
         "divergence": model.settings.loss.divergence,
         "flow": dataclasses.asdict(model.settings.flow),
@@ -87,9 +84,7 @@ def _fields(module: nn.Module) -> dict[str, Any]:
 def card(model: Experiment, step: int, evaluation: Mapping[str, Any] | None) -> str:
     """Returns the README: a model card in the format of the Hugging Face hub."""
     source = model.source
-    classes = ", ".join(map(_plain, source.classes))
-    changed = settings.changed(model.settings)
-    recipe = [(key, value) for key, value in changed.items() if key not in settings.PATHS]
+    classes, recipe = ", ".join(map(_plain, source.classes)), settings.changed(model.settings)
     # The format that the hub's front matter allows.
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name.removeprefix("tfds:")).strip("-.") or "own"
     return _CARD.read_text("utf-8").format(
@@ -101,7 +96,7 @@ def card(model: Experiment, step: int, evaluation: Mapping[str, Any] | None) -> 
         kind=source.kind,
         shape=" x ".join(map(str, source.event_shape)),
         classes=f", with the classes {classes}" if classes else "",
-        recipe="\n".join(f"| `{k}` | `{_plain(json.dumps(v), '|`')}` |" for k, v in recipe),
+        recipe="\n".join(f"| `{k}` | `{_plain(json.dumps(v), '|`')}` |" for k, v in recipe.items()),
         metrics=_metrics(evaluation),
     )
 
@@ -132,11 +127,11 @@ def _metrics(evaluation: Mapping[str, Any] | None) -> str:
     details, found = evaluation["details"], metrics.from_json(evaluation["metrics"])
     header = metrics.columns(details.get("start", "prior"))
     table = [header, ("---",) * len(header), *metrics.rows(found)]
-    versions = ", ".join(f"{name} {v}" for name, v in details["versions"].items())
+    environment = ", ".join(f"{name} {value}" for name, value in details["environment"].items())
     lines = [
         f"Of {details['num_samples']:,} samples; the number at the end of a name is the number of "
-        "samples per draw, and values are means ± standard deviations over draws. Computed in "
-        f"{details['precision']} with {versions}.\n",
+        "samples per draw, and values are means ± standard deviations over draws. Computed with "
+        f"{environment}.\n",
         *(f"| {' | '.join(map(_plain, row))} |" for row in table),
         "",
         *(f"- `{m.name}`: {m.defined.words}" for m in found.values()),

@@ -12,8 +12,8 @@ from experiments.command import Command
 from experiments.data.decode import to_uint8
 from experiments.errors import UserError
 from experiments.experiment import Experiment, in_turn, with_class_weights
-from experiments.files import replacing, sha256_of_arrays, write_json
-from experiments.pictures import images
+from experiments.files import sha256_of_arrays, write_json, write_npz
+from experiments.pictures import images, style
 from experiments.settings import Flat
 from fdrl_jax import compose
 from fdrl_jax._checks import nearest
@@ -51,15 +51,14 @@ def sample(command: Command) -> None:
         if devices.is_first_process():
             stored = to_uint8(drawn.refined) if model.source.kind == "images" else drawn.refined
             path.parent.mkdir(exist_ok=True)
-            with replacing(path) as file:
-                np.savez(file, arr_0=stored)
+            write_npz(path, {"arr_0": stored})
             shown = drawn.refined[:num_shown]
             labels = np.zeros(0) if model.labels is None else model.labels(np.arange(num_shown))
             if len(np.unique(labels)) > 1:
                 figure = images.by_class(shown, labels, model.source.classes)
             else:
                 figure = pictures.samples_and_data(model.source, drawn.prior, shown)
-            pictures.save(figure, picture)
+            style.save(figure, picture)
             write_json(record, {"key": key})
     if devices.is_first_process():
         print(f"{num:,} samples of step {opened.step:,}: {path}")

@@ -19,7 +19,7 @@ def test_a_dry_run_begins_with_its_estimate_and_ends_with_the_settings_that_diff
     assert lines[2].startswith("  evaluation of 5,000 samples and report: "), "as many are drawn"
     answer = "\n".join(lines[: lines.index("settings that differ from the defaults:")])
     for words in (
-        *("4 training steps of", "first checkpoint: after", "not included: fitting", "MiB", " par"),
+        *("4 training steps of", "not included: fitting", "MiB", " par"),
         *("1,437 training images, 10 classes", "data: digits, grey images of 8 x 8"),
     ):
         assert words in answer

@@ -38,7 +38,7 @@ def test_the_network_of_the_paper_follows_the_size_of_the_images():
         ({"prior.name": "source"}, "needs images to start from"),
         ({"network.denoiser_width": 4}, "network.denoiser_width needs images and a"),
         ({**DIGITS, "network.denoiser_width": 4}, "a data.dequantisation above 0"),
-        ({"prior.name": "data_dependent", "prior.rank": 3}, "prior.rank must be at most 2"),
+        ({"prior.name": "data_dependent", "prior.rank": 3}, "the rank must be from 1 to 2"),
         (
             {**DIGITS, "data.source_class": "3", "data.target_class": "8"},
             "a translation starts from images, with prior.name='source', not 'normal'",

@@ -60,22 +60,16 @@ def edit(root, **changes):
 
 
 def test_samples_use_the_prior_at_creation_even_if_every_image_is_edited_or_removed(
-    own_run, own_images, tmp_path, monkeypatch, caplog
+    own_run, own_images, tmp_path, monkeypatch
 ):
     before, files = samples_of(own_run.root), frozen(own_run.root)
     for path in own_images.rglob("*.png"):
         Image.new("RGB", (8, 8), (250, 250, 250)).save(path)
     np.testing.assert_array_equal(samples_of(own_run.root), before)
     assert frozen(own_run.root) == files
-    train(own_run.root, {"train.num_steps": 3})
-    assert "other sizes or modification times" in caplog.text
-    assert (own_run.root / "prior.npz").read_bytes() == files["prior.npz"]
-    files = frozen(own_run.root)
-    next(own_images.rglob("*.png")).unlink()
     with pytest.raises(UserError, match="images or labels were added, removed, renamed"):
-        train(own_run.root, {"train.num_steps": 4})
+        train(own_run.root, {"train.num_steps": 3})
     assert frozen(own_run.root) == files
-    expected = samples_of(own_run.root)
     # On another machine without the data. Orbax's mark of a complete checkpoint has its path.
     files = contents(own_run.root).items()
     content = b"".join(value for name, value in files if not name.endswith("commit_success.txt"))
@@ -83,7 +77,7 @@ def test_samples_use_the_prior_at_creation_even_if_every_image_is_edited_or_remo
     shutil.rmtree(own_images)
     shutil.move(own_run.root, tmp_path / "elsewhere" / "run")
     monkeypatch.chdir(tmp_path / "elsewhere")
-    np.testing.assert_array_equal(samples_of(Path("run")), expected)
+    np.testing.assert_array_equal(samples_of(Path("run")), before)
     assert run.open_run(Path("run")).id == own_run.id
 
 

@@ -146,7 +146,7 @@ def test_other_stages_and_samples_never_leave_the_device(trained, monkeypatch):
     assert [len(stage) for stage in some] == [NUM_PRIOR, 0, NUM]
     np.testing.assert_array_equal(some.prior, whole.prior[:NUM_PRIOR])
     np.testing.assert_allclose(some.refined, whole.refined, rtol=1e-5, atol=1e-6)
-    size = draw.batch_size(model, NUM)
+    size = draw.positions(model, NUM).shape[1]
     assert NUM_PRIOR < size < NUM
     assert fetched == [2 * size] * (1 + -(-NUM // size)), "all refined ones, one batch of the prior"
     only = draw.sample_state(model, state, 0, num_prior=NUM)
