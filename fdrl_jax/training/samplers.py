@@ -1,7 +1,8 @@
 """Samplers: per-replica functions that map positions of samples to samples.
 
 They hold no arrays. `parallel` maps them over devices, and you can call them in your own `jit`.
-Sample `i` depends only on (key, i) and is the same from every sampler here.
+Sample `i` depends only on (key, i) and is the same from every sampler here. With a denoiser, their
+flow adds no noise: in training it matches the noise of data, here it would only be removed again.
 """
 
 from collections.abc import Callable, Sequence
@@ -86,6 +87,8 @@ def make_segment(
     The batch has "position" and "x", the samples after `first_step` steps. Consecutive segments
     give exactly the flow of `make_sampler`, before denoising. `observe` is that of `flow`.
     """
+    without_noise = {} if problem.denoise is None else {"noise_scale": 0.0}
+    schedules = problem.method.schedules() | without_noise
 
     def advance(
         key: Array, variables: Variables, constants: Constants, batch: Batch, first: int | Array
@@ -95,7 +98,7 @@ def make_segment(
             batch["x"],
             problem.potential(variables, batch, constants),
             num_steps=num_steps,
-            **problem.method.schedules(),
+            **schedules,
             first_step=first,
             observe=observe,
         )
