@@ -176,7 +176,8 @@ class Flow:
         "η: step size, which multiplies the drift; 0: 2.75 / K times the root of the number of "
         "values of an example, when the run is created.")
     noise_scale: float = setting(0.01, low=0.0, scope="flow", about=
-        "ν: standard deviation of the noise that each step adds.")
+        "ν: standard deviation of the noise that each step adds; with network.denoiser_width only "
+        "in training.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.scipy.special import xlogy
 
 from fdrl_jax._arrays import evaluate
-from fdrl_jax._checks import nearest
+from fdrl_jax._checks import check_name
 
 __all__ = [
     "HELLINGER",
@@ -154,13 +154,10 @@ def get(spec: str | FDivergence) -> FDivergence:
     """
     if isinstance(spec, FDivergence):
         return spec
-    if spec in REGISTRY:
-        return REGISTRY[spec]
     if match := _ALPHA.fullmatch(str(spec)):
         return _named_alpha(float(match["order"]))
-    allowed = [*REGISTRY, "alpha(ORDER)"]
-    hint = nearest(spec, allowed) or "."
-    raise ValueError(f"unknown divergence {spec!r}{hint} Allowed: {', '.join(allowed)}")
+    check_name("divergence", spec, REGISTRY, others=", alpha(ORDER)")
+    return REGISTRY[spec]
 
 
 # Equal names are the same object, so what was compiled for one can be reused for the other.
@@ -169,8 +166,7 @@ _named_alpha = functools.cache(alpha)
 
 def check_output(output: str) -> None:
     """Raises a ValueError unless the output of an estimator is "ratio" or "log_ratio"."""
-    if output not in get_args(Output):
-        raise ValueError(f"output must be one of {', '.join(get_args(Output))}, got {output!r}")
+    check_name("output", output, get_args(Output))
 
 
 @functools.partial(
@@ -189,10 +185,7 @@ class FirstVariation:
 
 
 def first_variation(
-    estimator_fn: Callable[[Array], Array],
-    divergence: str | FDivergence,
-    *,
-    output: Output,
+    estimator_fn: Callable[[Array], Array], divergence: str | FDivergence, *, output: Output
 ) -> FirstVariation:
     """Returns the potential `x -> f'(r(x))`, whose negative gradient drives the flow (eq. 5).
 
@@ -216,7 +209,8 @@ def first_variation(
         return FirstVariation(estimator_fn, divergence.potential_from_log_ratio)
     if divergence.potential_from_ratio is None:
         raise ValueError(
-            f"divergence {divergence.name!r} needs a positive ratio, but an estimator with "
-            "output 'ratio' is unconstrained; use output='log_ratio', or pearson"
+            f"divergence {divergence.name!r} needs a positive ratio, but output 'ratio', which the "
+            "loss 'lsif' trains, is unconstrained: use output 'log_ratio' (the losses 'lr' and "
+            "'ukl'), or the divergence 'pearson'"
         )
     return FirstVariation(estimator_fn, divergence.potential_from_ratio)

@@ -106,8 +106,8 @@ def refine(
     noise = jnp.sqrt(2.0 * eta * entropy_weight) if entropy_weight else 0.0
 
     def advance(x: Array, first_step: int, num: int) -> Array:
-        options: dict[str, Any] = {"step_size": eta, "noise_scale": noise, "first_step": first_step}
-        moved: Array = flow(key, x, potential, num_steps=num, **options)
+        scales: dict[str, Any] = {"step_size": eta, "noise_scale": noise}
+        moved: Array = flow(key, x, potential, num_steps=num, first_step=first_step, **scales)
         return moved
 
     if real is None:
@@ -118,14 +118,11 @@ def refine(
     if is_traced or isinstance(real, jax.core.Tracer):
         raise ValueError("refine compares samples with real data outside of jax.jit only")
     one_step = jax.jit(lambda x, k: advance(x, k, 1))
-    compared = np.asarray(real)[:_NUM_COMPARED]
-    best, distances = x, [metrics.energy_distance(np.asarray(x[:_NUM_COMPARED]), compared)]
-    for step in range(num_steps):
-        x = one_step(x, step)
-        distance = metrics.energy_distance(np.asarray(x[:_NUM_COMPARED]), compared)
-        if distance < min(distances):
-            best = x
-        distances.append(distance)
+    compared, best, distances = np.asarray(real)[:_NUM_COMPARED], x, list[float]()
+    for step in range(num_steps + 1):
+        x = one_step(x, step - 1) if step else x
+        distances.append(metrics.energy_distance(np.asarray(x[:_NUM_COMPARED]), compared))
+        best = x if np.argmin(distances) == step else best
     return Refined(best, int(np.argmin(distances)), np.asarray(distances))
 
 

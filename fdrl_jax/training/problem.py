@@ -55,21 +55,19 @@ class Estimator(NamedTuple):
         [B, C], and the label of an example selects an output; one out of range gives NaN.
         """
 
-        def apply(variables: Variables, x: Array) -> Any:
-            return network.apply(variables, x)
-
-        def apply_by_class(variables: Variables, x: Array, labels: Array) -> Array:
-            outputs = apply(variables, x)
-            chosen = jnp.take_along_axis(outputs, labels[:, None], axis=1)[:, 0]
-            return one_or_nan(labels, outputs.shape[1]) * chosen
+        def apply(variables: Variables, x: Array, *labels: Array) -> Any:
+            outputs: Any = network.apply(variables, x)
+            for of_x in labels:
+                chosen = jnp.take_along_axis(outputs, of_x[:, None], axis=1)[:, 0]
+                outputs = one_or_nan(of_x, outputs.shape[1]) * chosen
+            return outputs
 
         if takes_labels is None:
             takes_labels = getattr(network, "num_outputs", None) is not None
-        chosen = apply_by_class if takes_labels else apply
-        if not isinstance(network, (networks.MLP, networks.ResNet)):
-            return cls(chosen, networks.update_vectors, takes_labels=takes_labels)
-        prepare = functools.partial(networks.prepare, network)
-        return cls(chosen, networks.update_vectors, prepare, takes_labels)
+        made = cls(apply, networks.update_vectors, takes_labels=takes_labels)
+        if isinstance(network, (networks.MLP, networks.ResNet)):
+            made = made._replace(prepare=functools.partial(networks.prepare, network))
+        return made
 
     def of(self, variables: Variables, batch: Batch) -> Callable[[Array], Array]:
         """Returns `x [B, ...] -> [B]` with these variables, and the labels of a batch if needed."""

@@ -115,12 +115,12 @@ MISUSE = {
     "binary": (lambda: condition(log_ratio, column, 0)(X), r"got \(16, 1\)\. From one logit z"),
     "output": (
         lambda: fdrl.condition(log_ratio, classifier, 0, output="logits"),
-        "output must be one of ratio, log_ratio",
+        "unknown output 'logits'; allowed: ratio, log_ratio",
     ),
-    "shapes": (lambda: condition(column, classifier, 0)(X), r"got shapes \(16, 1\), \(16,\)"),
+    "shapes": (lambda: condition(column, classifier, 0)(X), r"got \(16, 1\); from \[B, 1\]"),
     "of ratio": (
         lambda: fdrl.condition(column, classifier, 0, output="ratio")(X),
-        r"got shapes \(16, 1\), \(16,\)",
+        r"got \(16, 1\); from \[B, 1\]",
     ),
 }
 

@@ -99,7 +99,7 @@ def test_a_generator_of_own_data_finds_all_modes_of_the_ring():
 MISUSE = {
     "shape": ({"data": POINTS[:, 0]}, r"points \[N, D\] or images \[N, H, W, C\], got shape \(400"),
     "bytes": ({"data": np.zeros((9, 8, 8, 1), np.uint8)}, "x / 127.5 - 1 maps bytes to it"),
-    "range": ({"data": 200 * np.sign(IMAGES)}, r"images must be in \[-1, 1\], got -200 to 200"),
+    "range": ({"data": 200 * np.sign(IMAGES)}, r"in \[-1, 1\], got values from -200 to 200"),
     "nan": ({"data": np.full((9, 2), np.nan)}, "the data are not finite"),
     "labels": ({"labels": LABELS[:5]}, "labels must be one integer >= 0 per example"),
     "prior": ({"prior": POINTS[:, :1]}, "finite samples with the shape of the data"),

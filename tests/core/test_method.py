@@ -215,7 +215,7 @@ def test_the_estimator_is_traced_once_for_flow_and_loss_and_the_flow_stores_noth
 
 
 OF_METHOD = {
-    "pair": ({"loss": "lsif"}, "use 'lsif' with 'pearson', or 'kl' with 'lr' or 'ukl'"),
+    "pair": ({"loss": "lsif"}, "use output 'log_ratio' .the losses 'lr' and 'ukl'"),
     "steps": ({"num_steps": 2.5}, "num_steps must be a whole number >= 0, got 2.5"),
     "step size": ({"step_size": 0.0}, "step_size must be above 0 and finite, got 0.0"),
     "noise": ({"noise_scale": -0.1}, "noise_scale must be >= 0 and finite, got -0.1"),
@@ -234,10 +234,10 @@ def test_a_method_that_cannot_work_is_an_error(options, message):
 OF_OBJECTIVE = {
     "features": ({"real": REAL[:, :1]}, "same features"),
     "no data": ({"real": REAL[:0]}, r"not be empty, got shapes \(0, 2\) and \(12, 2\)"),
-    "bytes": ({"real": np.zeros((12, 2), np.uint8)}, "real must be numbers .* got bytes"),
+    "bytes": ({"real": np.zeros((12, 2), np.uint8)}, r"in \[-1, 1\], got uint8: x / 127.5"),
     "column": ({"estimator": lambda x: x[:, :1]}, r"got \(12, 1\); drop the last axis"),
-    "labels": ({"labels": (OF_REAL, OF_START)}, r"12 and 12, got shapes \(12,\) and \(8,\)"),
-    "one label": ({"labels": OF_REAL}, "labels must be a pair, .* got 12 entries"),
+    "labels": ({"labels": (OF_REAL, OF_START)}, r"got 2 entries of shapes \(12,\), \(8,\)"),
+    "one label": ({"labels": OF_REAL}, "labels must be a pair: .* got 12 entries"),
     "weights": ({"weights": np.ones((12, 1))}, r"shape \(12,\), got shape \(12, 1\)"),
     "negative": ({"weights": -np.ones(12)}, "numbers >= 0, at least one .* got minimum -1"),
 }

@@ -365,7 +365,7 @@ def test_a_denoiser_becomes_the_posterior_mean():
     assert float(error) == pytest.approx(0.09 * (1 - shrinkage), rel=0.1)
 
 
-def test_the_estimator_trains_as_without_a_denoiser_which_changes_only_refined_samples():
+def test_a_denoiser_does_not_change_the_ratio_and_leaves_out_the_noise_of_the_flow_of_samples():
     own = {"centre": jnp.zeros(2), "factor": jnp.float32(1.0)}
     variables = {"params": {**VARIABLES["params"], "denoiser": own}}
     joint = small_problem.problem()._replace(denoise=denoise)
@@ -382,7 +382,8 @@ def test_the_estimator_trains_as_without_a_denoiser_which_changes_only_refined_s
     np.testing.assert_allclose(loss_of_both, loss, rtol=1e-5)
     assert float(both["denoiser"]["factor"]) != 1.0
     batch = {"position": jnp.arange(6)}
-    undenoised = sample(jnp.arange(6))
+    noiseless = samplers.make_sampler(small_problem.problem(noise_scale=0.0), samplers.STAGES)
+    undenoised = jax.jit(noiseless)(rng.root_key(0), VARIABLES, CONSTANTS, batch)
     draw = jax.jit(samplers.make_sampler(joint, samplers.STAGES))
     drawn = draw(rng.root_key(0), variables, CONSTANTS, batch)
     for stage in samplers.STAGES:  # A factor of 1 changes nothing.

@@ -32,7 +32,7 @@ def test_one_pass_computes_the_metric_of_the_samples_at_every_length(trained):
     denoised = dataclasses.replace(opened.experiment, problem=problem)
     start, end = curve.over_length(opened._replace(experiment=denoised), (0, 4), NUM)
     assert start[1] == points[0][1]
-    expected = metric_of(0.5 * samples.refined)
+    expected = metric_of(sample_state(denoised, opened.state, NUM).refined)
     np.testing.assert_allclose(end[1].value, expected.value, rtol=1e-4, atol=1e-6)
 
 
