@@ -190,6 +190,15 @@ def test_a_part_of_a_run_that_was_changed_is_named(name, of_images):
             run.open_checkpoint(command("sample", of_images.root))
 
 
+def test_a_damaged_snapshot_is_skipped(of_images, tmp_path, caplog):
+    copied = run.open_run(shutil.copytree(of_images.root, tmp_path / "run"))
+    (_, *whole) = copied.read_snapshots(4)
+    first = min(copied.snapshots.iterdir())
+    first.write_bytes(first.read_bytes()[:-40])
+    assert [step for step, _ in copied.read_snapshots(4)] == [step for step, _ in whole]
+    assert f"skipped a snapshot: {first}" in caplog.text
+
+
 def test_a_record_has_the_name_of_its_step_and_of_everything_that_determines_it(of_images):
     opened = run.open_checkpoint(command("evaluate", of_images.root))
     key, fewer = run.key_of(opened, 9), run.key_of(opened, 5)

@@ -57,6 +57,11 @@ def test_samples_of_other_settings_are_added_and_recorded_and_none_is_drawn_agai
     np.testing.assert_array_equal(drawn(trained, {"flow.noise_scale": 0.5})[0], wilder)
     monkeypatch.setattr(draw, "sample_state", lambda *_, **__: pytest.fail("drawn again"))
     assert drawn(trained)[1] == path
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"arr_0", b"arr_1"))
+    with pytest.raises(UserError, match="is damaged; remove it to draw these samples again"):
+        drawn(trained)
+    path.write_bytes(content)
 
 
 def test_equal_images_give_equal_bytes(of_digits, drawn):
