@@ -13,11 +13,10 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save
 
-from experiments import devices, run, settings
+from experiments import devices, files, run, settings
 from experiments.command import Command
 from experiments.evaluation import metrics
 from experiments.experiment import Experiment
-from experiments.files import replacing, sha256_of_file, unfinished_folder, write_json, write_text
 from fdrl_jax.training.state import TrainState
 
 _CARD = Path(__file__).with_suffix(".md")  # A template for `str.format`.
@@ -31,7 +30,7 @@ def export(command: Command) -> None:
     key = run.key_of(opened, None)
     name, folder = run.name_of(opened, key), opened.run.exports
     folder.mkdir(exist_ok=True)
-    with unfinished_folder(folder) as temporary:
+    with files.unfinished_folder(folder) as temporary:
         write(opened.experiment, opened.state, temporary / name, opened.run.newest_evaluation(key))
         names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
         written = next(folder / name for name in names if not (folder / name).exists())
@@ -52,11 +51,12 @@ def write(
     arrays = {name: np.array(array, order="C") for name, array in flat}
     folder.mkdir(parents=True)
     file = folder / "model.safetensors"
-    with replacing(file) as opened:
+    with files.replacing(file) as opened:
         opened.write(save(arrays, {"format": "flax"}))
-    content = {"step": int(state.step), "sha256": sha256_of_file(file), **arguments(model)}
-    write_json(folder / "config.json", content)
-    write_text(folder / "README.md", card(model, int(state.step), evaluation))
+    content = {"step": int(state.step), "sha256": files.sha256_of_file(file), **arguments(model)}
+    content["config_sha256"] = files.sha256_of_json(content)
+    files.write_json(folder / "config.json", content)
+    files.write_text(folder / "README.md", card(model, int(state.step), evaluation))
 
 
 def arguments(model: Experiment) -> dict[str, Any]:

@@ -148,10 +148,14 @@ class Run:
         files.append_line(self.root / "commands.jsonl", record)
 
     def read_snapshots(self, up_to_step: int) -> list[tuple[int, np.ndarray]]:
-        """Reads the snapshots (samples during training) up to a step, in order."""
+        """Reads the snapshots (samples during training) up to a step; skips damaged ones."""
         read: list[tuple[int, np.ndarray]] = []
         for path in sorted(self.snapshots.glob("*.npz")):
-            array = files.read_npz(path, "arr_0")["arr_0"]
+            try:
+                array = files.read_npz(path, "arr_0")["arr_0"]
+            except UserError as error:
+                logging.getLogger("fdrl").warning("skipped a snapshot: %s", error)
+                continue
             is_alike = not read or array.shape == read[0][1].shape
             read += [(int(path.stem), array)] if is_alike and int(path.stem) <= up_to_step else []
         return read

@@ -263,6 +263,10 @@ def _load(folder: Path) -> Sampler:
     from safetensors.numpy import load
 
     config: dict[str, Any] = json.loads((folder / _CONFIG).read_text("utf-8"))
+    described = json.dumps({k: config[k] for k in config if k != "config_sha256"}, sort_keys=True)
+    digest = hashlib.sha256(described.encode()).hexdigest()
+    if config.get("config_sha256", digest) != digest:
+        raise ValueError(f"{_CONFIG} has changed; to edit it, remove its config_sha256")
     stored = (folder / _ARRAYS).read_bytes()
     if config.get("sha256", digest := hashlib.sha256(stored).hexdigest()) != digest:
         raise ValueError(f"{_ARRAYS} has changed: its SHA-256 is not that of {_CONFIG}")

@@ -39,15 +39,6 @@ def test_points_of_any_unit_come_back_in_it_and_the_ratio_is_of_it():
 
 
 @pytest.mark.slow
-def test_the_key_determines_everything():
-    first, same, other = (
-        fdrl.fit(key, POINTS, **BRIEF)(KEY, 4) for key in (KEY, KEY, jax.random.key(1))
-    )
-    np.testing.assert_array_equal(first, same)
-    assert np.all(first != other)
-
-
-@pytest.mark.slow
 def test_a_class_has_its_own_ratio():
     points = np.where(LABELS[:, None] == 1, np.add(POINTS, [1_000.0, 0.0]), POINTS)
     sampler = fdrl.fit(KEY, points, labels=LABELS, num_steps=50)
@@ -76,14 +67,19 @@ def test_images_are_trained_by_the_recipe_and_drawn_in_their_range():
 
 
 @pytest.mark.slow
-def test_a_network_of_the_user_may_have_an_output_per_class():
+def test_a_network_of_the_user_has_an_output_per_class_and_the_key_determines_everything():
     class Linear(nn.Module):
         @nn.compact
         def __call__(self, x):
             return nn.Dense(2)(x)
 
-    sampler = fdrl.fit(KEY, POINTS, labels=LABELS, network=Linear(), **BRIEF)
-    assert sampler(KEY, 6).shape == (6, 2)
+    options = {"labels": LABELS, "network": Linear(), **BRIEF}
+    first, same, other = (
+        fdrl.fit(key, POINTS, **options)(KEY, 6) for key in (KEY, KEY, jax.random.key(1))
+    )
+    assert first.shape == (6, 2)
+    np.testing.assert_array_equal(first, same)
+    assert np.all(first != other)
 
 
 @pytest.mark.slow
