@@ -17,9 +17,8 @@ def get_config() -> ConfigDict:
 def points() -> ConfigDict:
     """Returns the defaults for densities in the plane.
 
-    These data sets are in the authors' code and not in the paper. The recipe there (learning rate
-    5e-5, batch 1,024, K = 200, step size 1) needs 20,000 steps; this one reaches its quality in
-    3,000 cheaper ones.
+    The recipe of the authors' code (learning rate 5e-5, batch 1,024, K = 200, step size 1) needs
+    20,000 steps; this one reaches its quality in 3,000 cheaper ones.
     """
     c = get_config()
     c.flow.num_steps = 100

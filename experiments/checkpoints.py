@@ -25,7 +25,6 @@ Window: TypeAlias = dict[str, list[float]]  # Metrics of the steps that no line 
 
 _MARK = "commit_success.txt"  # Written by Orbax after everything else is on disk.
 _STEP = re.compile(r"0|[1-9][0-9]*")  # The name of the folder of a checkpoint.
-_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 class Restored(NamedTuple):
@@ -48,22 +47,20 @@ class Checkpoints:
     state is saved with it. A state that does not match its digest is never returned.
     """
 
-    def __init__(
-        self, folder: Path, run_id: str, keep: int = 1, *, read_only: bool = False
-    ) -> None:
-        """Opens the checkpoints of a run in a `with` statement. The folder need not exist."""
-        self._folder, self._run_id = folder.absolute(), run_id
-        self._keep, self._read_only = keep, read_only
+    def __init__(self, folder: Path, run_id: str, keep: int | None = None) -> None:
+        """Opens the checkpoints of a run in a `with` statement, only for reading without `keep`."""
+        self._folder, self._run_id, self._keep = folder.absolute(), run_id, keep
         self._best_file = self._folder / "best.json"
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
+        saves = self._keep is not None
         options = ocp.CheckpointManagerOptions(
-            create=not self._read_only,
-            read_only=self._read_only,
-            cleanup_tmp_directories=not self._read_only,  # Remains of a crash.
-            preservation_policy=AnyPreservationPolicy([LatestN(self._keep), self]),
-            lightweight_initialize=self._read_only,  # Reads none that training may remove.
+            create=saves,
+            read_only=not saves,
+            cleanup_tmp_directories=saves,  # Remains of a crash.
+            preservation_policy=AnyPreservationPolicy([LatestN(self._keep or 1), self]),
+            lightweight_initialize=not saves,  # Reads none that training may remove.
         )
         return ocp.CheckpointManager(self._folder, options=options)
 
@@ -124,7 +121,7 @@ class Checkpoints:
     def restore(self, template: TrainState, which: Which = None) -> Restored | None:
         """Restores the newest intact checkpoint, the best, or the one of a step; `None`: no one.
 
-        Damaged ones are renamed to `damaged_STEP_...` unless `read_only`, because a run that
+        Damaged ones are renamed to `damaged_STEP_...` unless only read, because a run that
         resumes from an older one saves their steps again.
         """
         steps = self.steps()
@@ -152,7 +149,7 @@ class Checkpoints:
         return None
 
     def _set_aside(self, steps: Sequence[int]) -> None:
-        if not steps or self._read_only:
+        if not steps or self._keep is None:
             return
         for step in steps if devices.is_first_process() else ():
             unused = f"damaged_{step}_{uuid.uuid4().hex[:8]}"
@@ -170,10 +167,8 @@ class Checkpoints:
             state, record = jax.tree.map(np.asarray, restored["state"]), restored["record"]
             if digest_of(self._run_id, state) == record["sha256"]:
                 return Restored(state, record["sha256"], record["window"])
+        except MemoryError:
+            raise
         except Exception as error:  # Orbax raises plain exceptions for damaged files.
-            # A disk that cannot be read is not damage; TensorStore's texts have its error numbers.
-            is_failing = isinstance(error, (MemoryError, OSError)) and not isinstance(error, _GONE)
-            if is_failing or re.search(r"os_error_code='(?!2')", str(error)):
-                raise
             return first_line(error)
         return "its content is not what this run saved"

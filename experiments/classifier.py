@@ -8,7 +8,7 @@ al., 2019).
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +16,10 @@ import numpy as np
 import optax
 from jax import lax
 
-from experiments import devices, run
+from experiments import devices, experiment, run
 from experiments.data.source import Source
 from experiments.errors import UserError
-from experiments.experiment import (
-    Network,
-    Training,
-    count_classes,
-    explained,
-    init_state,
-    make_network,
-    step_options,
-)
+from experiments.experiment import Network, Training, explained
 from experiments.files import read_sealed, sha256_of_arrays, write_sealed
 from experiments.run import Run
 from experiments.settings import Settings
@@ -45,20 +37,16 @@ _NUM_TESTED, _NUM_JUDGED = 500, 250  # Images per batch.
 _TINY = 1e-12
 
 
-class Attack(NamedTuple):
-    """Projected gradient descent within an L2 ball around images in [-1, 1]."""
-
-    epsilon: float  # Radius of the ball, in units of the images; 0 for no attack.
-    num_steps: int  # Of the length `2.5 ε / num_steps`, which can reach every point of the ball.
-
-
-def perturb(classifier: Callable[[Array], Array], x: Array, labels: Array, attack: Attack) -> Array:
-    """Finds images near `x`, [B, ...], on which a classifier has a large loss.
+def perturb(
+    classifier: Callable[[Array], Array], x: Array, labels: Array, epsilon: float, num_steps: int
+) -> Array:
+    """Finds images near `x`, [B, ...] in [-1, 1], on which a classifier has a large loss.
 
     Each step is `x <- clip(project(x + a g / |g|))`, where `g` is the gradient of the cross-entropy
-    and the projection is onto `|x - x_0| <= ε`. The first step starts at `x_0`.
+    and the projection is onto `|x - x_0| <= ε`. The first step starts at `x_0`. The length `a` of
+    `2.5 ε / num_steps` can reach every point of the ball. With `epsilon` 0, `x` stays as it is.
     """
-    size = 2.5 * attack.epsilon / max(attack.num_steps, 1)
+    size = 2.5 * epsilon / max(num_steps, 1)
 
     def norms(x: Array) -> Array:
         total = jnp.sum(x**2, axis=tuple(range(1, x.ndim)), keepdims=True)
@@ -67,9 +55,9 @@ def perturb(classifier: Callable[[Array], Array], x: Array, labels: Array, attac
     def step(_: int, moved: Array) -> Array:
         gradient = jax.grad(lambda x: jnp.sum(_cross_entropy(classifier(x), labels)))(moved)
         offset = moved + size * gradient / norms(gradient) - x
-        return jnp.clip(x + offset * jnp.minimum(1.0, attack.epsilon / norms(offset)), -1.0, 1.0)
+        return jnp.clip(x + offset * jnp.minimum(1.0, epsilon / norms(offset)), -1.0, 1.0)
 
-    moved: Array = lax.fori_loop(0, attack.num_steps, step, x) if attack.epsilon else x
+    moved: Array = lax.fori_loop(0, num_steps, step, x) if epsilon else x
     return lax.stop_gradient(moved)
 
 
@@ -91,15 +79,15 @@ def build(settings: Settings, source: Source) -> Training:
 
     The metrics are "loss", "accuracy" (both under attack) and "grad_norm".
     """
-    num_classes = count_classes(settings, source, "a classifier")
+    num_classes = experiment.count_classes(settings, source, "a classifier")
     if source.labels is not None and len(np.unique(source.labels.train)) < 2:
         raise UserError(
             "a classifier needs training images of at least two classes, without data.target_class"
         )
     with explained():
-        network = make_network(settings, source.event_shape, num_classes)
+        network = experiment.make_network(settings, source.event_shape, num_classes)
     apply, max_shift = cast(Apply, network.apply), settings.classifier.max_shift
-    attack = _make_attack(settings, settings.classifier.attack_steps)
+    attack = _epsilon(settings), settings.classifier.attack_steps
 
     def loss_and_grads(
         variables: Variables, key: Array, constants: Constants, host_batch: Any, positions: Array
@@ -110,7 +98,7 @@ def build(settings: Settings, source: Source) -> Training:
         if max_shift:
             keys = rng.example_keys(key, rng.Stream.AUGMENTATION, positions)
             real = shifted(keys, real, max_shift)
-        x = perturb(lambda x: apply(variables, x), real, batch["label"], attack)
+        x = perturb(lambda x: apply(variables, x), real, batch["label"], *attack)
 
         def loss_fn(params: Any) -> tuple[Array, dict[str, Array]]:
             logits = apply({**variables, "params": params}, x)
@@ -121,10 +109,9 @@ def build(settings: Settings, source: Source) -> Training:
         result: tuple[Any, dict[str, Array]] = jax.grad(loss_fn, has_aux=True)(variables["params"])
         return result
 
-    def make_step(num_replicas: int | None) -> TrainStep:
-        with explained():
-            options = step_options(settings, num_replicas)
-            return from_gradients(loss_and_grads, refresh=networks.update_vectors, **options)
+    def make_step() -> TrainStep:
+        options = experiment.step_options(settings)
+        return from_gradients(loss_and_grads, refresh=networks.update_vectors, **options)
 
     return Training(
         settings=settings,
@@ -138,13 +125,12 @@ def build(settings: Settings, source: Source) -> Training:
 
 def write_accuracy(trained: Run, training: Training, state: TrainState) -> dict[str, float]:
     """Writes the shares of held-out images that are classified correctly, also under attack."""
-    source, settings = training.source, training.settings
-    attack = _make_attack(settings, _NUM_ATTACK_STEPS)
+    source, epsilon = training.source, _epsilon(training.settings)
     apply = cast(Apply, training.network.apply)
 
     @jax.jit
     def correct(variables: Variables, x: Array, y: Array) -> tuple[Array, Array]:
-        attacked = perturb(lambda x: apply(variables, x), x, y, attack)
+        attacked = perturb(lambda x: apply(variables, x), x, y, epsilon, _NUM_ATTACK_STEPS)
         clean, robust = (jnp.argmax(apply(variables, of), axis=-1) == y for of in (x, attacked))
         return clean, robust
 
@@ -157,7 +143,7 @@ def write_accuracy(trained: Run, training: Training, state: TrainState) -> dict[
     shares = {
         "clean_accuracy": clean,
         "robust_accuracy": robust,
-        "robust_at_epsilon": settings.classifier.epsilon,
+        "robust_at_epsilon": training.settings.classifier.epsilon,
         "num_images": len(images),
     }
     write_sealed(trained.root / "accuracy.json", {"step": int(state.step), "metrics": shares})
@@ -238,13 +224,13 @@ def _restored(
         )
     # Only its layers compute in its precision; this process multiplies as its own run does.
     used = devices.resolved(trained.settings)
-    network = make_network(used, event_shape, len(classes))
-    shapes = jax.eval_shape(lambda: init_state(used, network, event_shape))
+    network = experiment.make_network(used, event_shape, len(classes))
+    shapes = jax.eval_shape(lambda: experiment.init_state(used, network, event_shape))
     return network, trained.restored(shapes).state, trained
 
 
-def _make_attack(settings: Settings, num_steps: int) -> Attack:
-    return Attack(2.0 * settings.classifier.epsilon, num_steps)  # Pixels are in [0, 1] there.
+def _epsilon(settings: Settings) -> float:
+    return 2.0 * settings.classifier.epsilon  # Pixels are in [0, 1] there.
 
 
 def _cross_entropy(logits: Array, labels: Array) -> Array:

@@ -14,6 +14,7 @@ from experiments.errors import UserError
 from experiments.evaluation import draws
 from experiments.evaluation.metrics import Metric
 from experiments.files import write_text
+from experiments.pictures import style
 from experiments.run import Opened
 from fdrl_jax.training import parallel, samplers
 
@@ -46,7 +47,7 @@ def curve(command: Command) -> None:
     marks = {"$K$": flow.num_steps, r"$K+\kappa$": flow.num_steps + flow.num_refine_steps}
     title = f"{opened.run.data['name']}, checkpoint of step {opened.step:,}"
     figure, (best, metric) = pictures.over_length(points, title, marks)
-    picture = pictures.save(figure, table.with_suffix(".png"))
+    picture = style.save(figure, table.with_suffix(".png"))
     print(f"best length: {best:,} ({metric.name} {metric.value:.5g})")
     print(f"values: {table}\npicture: {picture}")
 
@@ -69,14 +70,11 @@ def over_length(
     segment = samplers.make_segment(model.problem, num_steps=stride)
     advance = parallel.map_sampler(segment, num_shared=1)
     variables, constants = draw.on_devices(model, opened.state)
-    size = draw.batch_size(model, num_samples)
-    # All batches have one size; the last one repeats the last sample.
-    numbers = np.arange(-(-num_samples // size) * size, dtype=np.int32)
-    batches = np.minimum(numbers, num_samples - 1).reshape(-1, size)
+    batches = draw.positions(model, num_samples)
     starts = draw.sample_state(model, opened.state, 0, num_prior=num_samples).prior
     points = list(starts[batches])
     denoise = jax.jit(model.problem.denoise) if model.problem.denoise else lambda _, x: x
-    of_sampling = model.sampling_variables(opened.state)
+    of_sampling = opened.state.ema_variables
     metric_of = draws.cheap_metric(opened.run.metric_reference)
     for done, length in itertools.pairwise((0, *lengths)):
         for i, positions in enumerate(batches):

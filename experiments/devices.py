@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import logging
 import os
@@ -35,8 +34,6 @@ ONEDNN_FLAG = "--xla_cpu_experimental_onednn_custom_call=true"
 # flag is therefore set only from its first version up to, but excluding, its second.
 _CPU_FLAG_VERSIONS = ((0, 10, 2), (0, 13))
 _ONEDNN_VERSIONS = ((0, 12), (0, 13))
-# Instructions that affect the speed of neural networks, by their names in Linux.
-_NOTABLE = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "bf16", "sve")
 _SHUTDOWN_SECONDS = 24 * 3_600  # The first process evaluates while the others wait.
 _PARTING_SECONDS = 1.0  # Time for the messages of processes that end together.
 _links: list[socket.socket] = []  # Connections to other processes of the run.
@@ -124,16 +121,11 @@ def set_options() -> None:
 
 def set_cpu_flags(
     environ: MutableMapping[str, str] = os.environ, *, bfloat16: bool = False
-) -> bool:
-    """Sets `XLA_FLAGS`, unless it is set, to flags known to be safe; returns whether it did.
-
-    XLA reads it only when its backend starts.
-    """
-    if "XLA_FLAGS" in environ or not _is_within(_CPU_FLAG_VERSIONS):
-        return False
-    use_onednn = bfloat16 and why_not_onednn(environ) is None
-    environ["XLA_FLAGS"] = f"{CPU_FLAG} {ONEDNN_FLAG}" if use_onednn else CPU_FLAG
-    return True
+) -> None:
+    """Sets `XLA_FLAGS`, unless it is set, to safe flags; XLA reads it when its backend starts."""
+    if "XLA_FLAGS" not in environ and _is_within(_CPU_FLAG_VERSIONS):
+        use_onednn = bfloat16 and why_not_onednn(environ) is None
+        environ["XLA_FLAGS"] = f"{CPU_FLAG} {ONEDNN_FLAG}" if use_onednn else CPU_FLAG
 
 
 def why_not_onednn(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -142,7 +134,7 @@ def why_not_onednn(environ: Mapping[str, str] = os.environ) -> str | None:
     fast = {"amx_bf16"}
     if _of_processor("vendor_id") == "AuthenticAMD":
         fast.add("avx512_bf16")
-    if not _features() & fast:
+    if not fast & {*_of_processor("flags|Features").split()}:
         return "the processor has neither AMX (amx_bf16) nor AMD's AVX-512 for it (avx512_bf16)"
     if not _is_within(_ONEDNN_VERSIONS):
         return "the fast kernels need JAX 0.12 (Python 3.12 or newer)"
@@ -168,7 +160,8 @@ def resolved(settings: Settings) -> Settings:
         if major.isdigit() and int(major) < 8:
             slow = "the GPU is older than NVIDIA's Ampere generation"
     if used == "bfloat16" and slow:
-        _warn(f"precision=bfloat16 is slower here than float32, because {slow}")
+        text = f"precision=bfloat16 is slower here than float32, because {slow}"
+        logging.getLogger("fdrl").warning(text)
     automatic = "float32" if slow else "bfloat16"
     return dataclasses.replace(settings, precision=automatic if used == "auto" else used)
 
@@ -185,7 +178,7 @@ def _num_cores() -> int:
 
 def environment(precision: str) -> dict[str, Any]:
     """Returns what decides the last bits of results apart from settings, as values for JSON."""
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "pillow")
     flags = os.environ.get("XLA_FLAGS", "").split()
     if jax.default_backend() != "cpu":
         flags = [flag for flag in flags if not flag.startswith("--xla_cpu_")]
@@ -203,21 +196,14 @@ def environment(precision: str) -> dict[str, Any]:
 def describe_devices() -> str:
     """Returns a line with the devices, their memory if known, and versions."""
     own = jax.local_devices()[0]  # Of another process's device, the memory is not known.
-    kind = own.device_kind
+    parts = [f"{jax.device_count()} x {own.device_kind}"]
     if own.platform == "cpu":
-        notable = " ".join(name for name in _NOTABLE if name in _features())
-        kind = f"{kind} ({_num_cores()} cores; {notable or 'features unknown'})"
-    limit = (own.memory_stats() or {}).get("bytes_limit")
-    memory = f", {limit / 2**30:.0f} GiB each" if limit else ""
-    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    return (
-        f"devices: {jax.device_count()} x {kind}{memory}{processes}; jax {jax.__version__}, "
-        f"jaxlib {importlib.metadata.version('jaxlib')}, Python {platform.python_version()}"
-    )
-
-
-def _features() -> frozenset[str]:
-    return frozenset(_of_processor("flags|Features").split())
+        parts.append(f"{_num_cores()} cores")
+    if limit := (own.memory_stats() or {}).get("bytes_limit"):
+        parts.append(f"{limit / 2**30:.0f} GiB each")
+    if jax.process_count() > 1:
+        parts.append(f"{jax.process_count()} processes")
+    return f"devices: {', '.join(parts)}; jax {jax.__version__}, Python {platform.python_version()}"
 
 
 @functools.cache
@@ -227,11 +213,6 @@ def _of_processor(names: str) -> str:
         if found := re.search(rf"^(?:{names})[ \t]*:(.*)", text, re.MULTILINE):
             return found[1].strip()
     return ""
-
-
-@functools.cache  # Once per process.
-def _warn(text: str) -> None:
-    logging.getLogger("fdrl").warning(text)
 
 
 def _is_within(versions: tuple[tuple[int, ...], tuple[int, ...]]) -> bool:
@@ -251,12 +232,11 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def same_on_all_processes(text: str) -> bool:
-    """Returns whether a text is the same on every process; all of them must call this."""
+def same_on_all_processes(sha256: str) -> bool:
+    """Returns whether a digest is the same on every process; all of them must call this."""
     if jax.process_count() == 1:
         return True
-    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-    gathered = multihost_utils.process_allgather(digest)
+    gathered = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(sha256), np.uint8))
     return bool(np.all(gathered == gathered[:1]))
 
 
@@ -275,9 +255,9 @@ def local_part(array: np.ndarray) -> np.ndarray:
     return array[jax.process_index() * size :][:size]
 
 
-def local_batch_size(global_batch_size: int, num: int | None = None) -> int:
-    """Returns the examples of one of a number of replicas, or of all devices of all processes."""
-    num = num or jax.device_count()
+def local_batch_size(global_batch_size: int) -> int:
+    """Returns the examples per device, of all devices of all processes."""
+    num = jax.device_count()
     size, rest = divmod(global_batch_size, num)
     if rest:
         nearest = f"{size * num} or {(size + 1) * num}" if size else str(num)

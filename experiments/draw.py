@@ -24,21 +24,16 @@ def make(model: Experiment, stages: Sequence[str] = ("refined",)) -> Draw:
     def draw(
         variables: Any, constants: Any, keep: Mapping[str, int], *, progress: bool = False
     ) -> dict[str, np.ndarray]:
-        num = max(keep.values())
-        size = batch_size(model, num)
+        batches = positions(model, max(keep.values()))
         parts: dict[str, list[np.ndarray]] = {}
-        with tqdm(total=num, unit="sample", disable=not progress, desc="sampling") as bar:
-            for offset in range(0, num, size):
-                # The last batch is as large as the others, so that only one program is compiled. It
-                # repeats the last sample, because there may be no image to start further ones from.
-                numbers = np.minimum(np.arange(offset, offset + size, dtype=np.int32), num - 1)
-                batch = batch_at(model, devices.local_part(numbers))
-                found = mapped(model.root_key, variables, constants, parallel.shard(batch))
-                for stage in keep:
-                    if offset < keep[stage]:  # Other samples never leave a device.
-                        values = np.asarray(parallel.gather(found[stage]))
-                        parts.setdefault(stage, []).append(values[: keep[stage] - offset])
-                bar.update(min(size, num - offset))
+        bar = tqdm(batches, unit="batch", disable=not progress, desc="sampling")
+        for numbers in bar:
+            batch = batch_at(model, devices.local_part(numbers))
+            found = mapped(model.root_key, variables, constants, parallel.shard(batch))
+            for stage in keep:
+                if numbers[0] < keep[stage]:  # Other samples never leave a device.
+                    values = np.asarray(parallel.gather(found[stage]))
+                    parts.setdefault(stage, []).append(values[: keep[stage] - numbers[0]])
         return {stage: np.concatenate(values) for stage, values in parts.items()}
 
     return draw
@@ -46,7 +41,7 @@ def make(model: Experiment, stages: Sequence[str] = ("refined",)) -> Draw:
 
 def on_devices(model: Experiment, state: TrainState) -> tuple[Any, Any]:
     """Returns the variables and constants of a mapped sampler, on the devices."""
-    return parallel.replicate(model.sampling_variables(state)), parallel.replicate(model.constants)
+    return parallel.replicate(state.ema_variables), parallel.replicate(model.constants)
 
 
 def sample_state(
@@ -65,7 +60,7 @@ def paths(model: Experiment, state: TrainState, num_samples: int) -> np.ndarray:
     """Returns the first samples on their way, `x_0 ... x_{K+κ}`, [K + κ + 1, num_samples, ...]."""
     draw = jax.jit(samplers.make_path_sampler(model.problem))
     batch = batch_at(model, np.arange(available(model, num_samples), dtype=np.int32))
-    return np.asarray(draw(model.root_key, model.sampling_variables(state), model.constants, batch))
+    return np.asarray(draw(model.root_key, state.ema_variables, model.constants, batch))
 
 
 def available(model: Experiment, num_samples: int) -> int:
@@ -93,15 +88,21 @@ def labels_at(model: Experiment, positions: np.ndarray) -> dict[str, Any]:
     return {} if model.labels is None else {"label": model.labels(positions)}
 
 
-def batch_size(model: Experiment, num_samples: int) -> int:
-    """Returns the number of samples per batch, which is a multiple of the number of devices."""
+def positions(model: Experiment, num_samples: int) -> np.ndarray:
+    """Returns the positions of the first samples in batches for all devices, [batches, B].
+
+    All batches have one size, so that one program is compiled for them. The last one repeats the
+    last sample, because there may be no image to start further ones from.
+    """
     wanted = min(model.settings.evaluate.batch_size, num_samples)
-    return -(-wanted // jax.device_count()) * jax.device_count()
+    size = -(-wanted // jax.device_count()) * jax.device_count()
+    numbers = np.arange(-(-num_samples // size) * size, dtype=np.int32)
+    return np.minimum(numbers, num_samples - 1).reshape(-1, size)
 
 
 def make_log_ratio(model: Experiment, state: TrainState) -> Callable[[np.ndarray], np.ndarray]:
     """Returns the estimate `x [B, ...] -> log r(x) [B]` with the parameters that sampling uses."""
-    variables = model.sampling_variables(state)
+    variables = state.ema_variables
     apply = jax.jit(model.problem.estimator.apply)
 
     def log_ratio(x: np.ndarray) -> np.ndarray:

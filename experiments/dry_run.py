@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments import devices, experiment, settings, train
 from experiments.command import Command
-from experiments.data import describe_shape
+from experiments.data.source import describe_shape
 from experiments.evaluate import num_drawn
 from experiments.evaluation import references
 from fdrl_jax.training import parallel
@@ -29,7 +29,6 @@ def dry_run(command: Command) -> None:
     devices.multiply_in(used.precision)
     train.check(used, source)
     reference = references.of(source)  # Reads the held-out images, as training does.
-    experiment.build(used, source).make_step(None)
     flow, num_steps = used.flow, used.train.num_steps
     timed_steps = min(flow.num_steps, _MAX_FLOW_STEPS)
     shorter = dataclasses.replace(used, flow=dataclasses.replace(flow, num_steps=timed_steps))
@@ -47,27 +46,24 @@ def dry_run(command: Command) -> None:
 
     run_steps = parallel.map_steps(model.repeated_step())
     started = time.perf_counter()
-    compiled = run_steps.lower(*arguments()).compile()
-    compile_seconds = time.perf_counter() - started
+    stats = run_steps.lower(*arguments()).compile().memory_analysis()
+    compiling = time.perf_counter() - started
     flow_step = _timed(run_steps, arguments) / (timed_steps + _GRADIENT_IN_FLOW_STEPS)
-    train_step = flow_step * (flow.num_steps + _GRADIENT_IN_FLOW_STEPS)
     if not devices.is_first_process():
         return
-    num, size = num_drawn(used, reference, used.evaluate.num_samples), used.train.batch_size
+    num = num_drawn(used, reference, used.evaluate.num_samples)
+    train_step = flow_step * (flow.num_steps + _GRADIENT_IN_FLOW_STEPS)
     length = flow.num_steps + flow.num_refine_steps
-    evaluation = num / size * length * flow_step + _REPORT_SECONDS
-    first = compile_seconds + train_step * min(used.checkpoint.every_steps, num_steps)
-    count = sum(leaf.size for leaf in jax.tree.leaves(zeros.variables["params"]))
-    stats, memory = compiled.memory_analysis(), "not reported by this backend"
+    evaluation = num / used.train.batch_size * length * flow_step + _REPORT_SECONDS
+    memory = "not reported by this backend"
     if stats is not None:
         outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
         needed = stats.argument_size_in_bytes + stats.temp_size_in_bytes + outputs
         memory = f"{needed / 2**20:,.1f} MiB"
-    print(f"whole run: about {duration(compile_seconds + train_step * num_steps + evaluation)}")
-    total = duration(train_step * num_steps)
-    print(f"  {num_steps:,} training steps of {train_step:.3g} s: {total}")
+    count = sum(leaf.size for leaf in jax.tree.leaves(zeros.variables["params"]))
+    print(f"whole run: about {duration(compiling + train_step * num_steps + evaluation)}")
+    print(f"  {num_steps:,} training steps of {train_step:.3g} s")
     print(f"  evaluation of {num:,} samples and report: {duration(evaluation)}")
-    print(f"  first checkpoint: after {duration(first)}")
     if used.prior.name == "data_dependent":
         print("  not included: fitting the prior to the data")
     print(f"memory per device: {memory}")

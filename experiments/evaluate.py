@@ -1,14 +1,11 @@
 """Evaluates a checkpoint of a run: metrics next to those of the prior and real data, a report."""
 
-import platform
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import fdrl_jax
 from experiments import devices, draw, pictures, report
 from experiments.classifier import open_to_judge
 from experiments.command import Command
@@ -41,9 +38,7 @@ def evaluate(
     if num < 2:
         raise UserError(f"metrics need at least 2 samples, got --num_samples={num}")
     judge = network = None
-    versions = {name: version(name) for name in ("jax", "numpy", "scipy", "pillow")}
-    versions |= {"fdrl_jax": fdrl_jax.__version__, "python": platform.python_version()}
-    details: dict[str, Any] = {"precision": settings.precision, "versions": versions}
+    details: dict[str, Any] = {"environment": devices.environment(settings.precision)}
     if classifier:
         # With images to start from, the identity is that of both sets.
         identity = "" if data.starts is not None else opened.run.data["identity"]

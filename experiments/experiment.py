@@ -21,7 +21,7 @@ from fdrl_jax.fit import blocks_for, step_size_for
 from fdrl_jax.priors import Prior
 from fdrl_jax.training import parallel, rng, state, steps
 from fdrl_jax.training.problem import Constants, Estimator, Problem
-from fdrl_jax.training.state import TrainState, Variables
+from fdrl_jax.training.state import TrainState
 from fdrl_jax.training.steps import TrainStep
 
 Network = networks.MLP | networks.ResNet
@@ -37,8 +37,7 @@ class Training:
     network: Network
     constants: Constants
     output: str  # What the network returns: "ratio", "log_ratio" or "logits".
-    # The step of one replica of a number (`None`: all devices).
-    make_step: Callable[[int | None], TrainStep]
+    make_step: Callable[[], TrainStep]  # Of one replica.
     denoiser: networks.Denoiser | None = None
     fitted: FittedPrior | None = None  # The data-dependent prior.
 
@@ -58,7 +57,9 @@ class Training:
 
     def repeated_step(self) -> Callable[..., Any]:
         """Returns the function of one replica for up to `train.steps_per_dispatch` steps."""
-        return steps.repeat_steps(self.make_step(None), self.settings.train.steps_per_dispatch)
+        with explained():
+            step = self.make_step()
+        return steps.repeat_steps(step, self.settings.train.steps_per_dispatch)
 
     def open_feed(self, num_batches: int) -> AbstractContextManager[Take]:
         """Opens the host batches of this process, after the first `num_batches`."""
@@ -74,16 +75,11 @@ class Experiment(Training):
     """A density ratio, with everything that determines its samples except the parameters."""
 
     problem: Problem  # Estimator, loss, divergence, flow, prior and condition.
-    # Arguments of the function of `priors` that builds the prior, as values for JSON and without
-    # the arrays of a data-dependent prior.
+    # Name and arguments, without arrays, of the function of `priors` that builds the prior.
     prior_arguments: dict[str, Any]
     # Maps positions [B] to labels [B], for class-conditional samples. With a ratio for each class,
     # all samples are.
     labels: Callable[[np.ndarray], np.ndarray] | None = None
-
-    def sampling_variables(self, train_state: TrainState) -> Variables:
-        """Returns the variables used for sampling, whose parameters are averaged."""
-        return train_state.ema_variables
 
 
 def build(
@@ -123,15 +119,14 @@ def build(
             denoise=denoiser.denoise if denoiser else None,
         )
 
-    def make_step(num_replicas: int | None) -> TrainStep:
-        with explained():
-            return steps.make_train_step(
-                problem,
-                draw=source.draw,
-                gradient_penalty_fraction=settings.loss.gradient_penalty_fraction,
-                dequantisation=settings.data.dequantisation,
-                **step_options(settings, num_replicas),
-            )
+    def make_step() -> TrainStep:
+        return steps.make_train_step(
+            problem,
+            draw=source.draw,
+            gradient_penalty_fraction=settings.loss.gradient_penalty_fraction,
+            dequantisation=settings.data.dequantisation,
+            **step_options(settings),
+        )
 
     return Experiment(
         settings=settings,
@@ -245,11 +240,11 @@ def _make_optimizer(settings: Settings) -> optax.GradientTransformation:
     return optax.chain(clip, adam) if clip else adam
 
 
-def step_options(settings: Settings, num_replicas: int | None) -> dict[str, Any]:
+def step_options(settings: Settings) -> dict[str, Any]:
     """Returns the options of `steps.from_gradients`, which all training steps have."""
     return {
         "optimizer": _make_optimizer(settings),
-        "batch_size": devices.local_batch_size(settings.train.batch_size, num_replicas),
+        "batch_size": devices.local_batch_size(settings.train.batch_size),
         "ema_rate": settings.train.ema_rate,
         "ema_ramp": True,
         "axis_name": parallel.AXIS,
@@ -308,14 +303,14 @@ def _prior(
         found = found or prior.placeholder(settings.prior, source, num_of_classes)
         # Images are clipped to their range, as in the authors' code; points have no range.
         arguments: dict[str, Any] = {"clip": [-1.0, 1.0] if source.kind == "images" else None}
-        made = priors.mixture(found.params, source.event_shape, **arguments)
+        made = priors.mixture(found, source.event_shape, **arguments)
         return made, {"name": "mixture", **arguments}, found
     if name == "source":
         if source.starts is None:
             needed = "data.name='pair', or data.source_class and data.target_class"
             raise ValueError(f"prior.name='source' needs images to start from: {needed}")
         arguments = {"field": "source", "dequantisation": settings.data.dequantisation}
-        return priors.batch(**arguments), arguments, None
+        return priors.batch(**arguments), {"name": "batch", **arguments}, None
     shape: dict[str, Any] = {"event_shape": list(source.event_shape)}
     make = priors.uniform if name == "uniform" else priors.normal
-    return make(**shape), shape, None
+    return make(**shape), {"name": name, **shape}, None

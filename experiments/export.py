@@ -13,16 +13,13 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save
 
-from experiments import devices, run, settings
+from experiments import devices, files, run, settings
 from experiments.command import Command
 from experiments.evaluation import metrics
 from experiments.experiment import Experiment
-from experiments.files import replacing, sha256_of_file, unfinished_folder, write_json, write_text
 from fdrl_jax.training.state import TrainState
 
 _CARD = Path(__file__).with_suffix(".md")  # A template for `str.format`.
-# The functions of `fdrl_jax.priors` by the names of the setting, where these differ.
-_PRIORS = {"data_dependent": "mixture", "source": "batch"}
 
 
 def export(command: Command) -> None:
@@ -33,7 +30,7 @@ def export(command: Command) -> None:
     key = run.key_of(opened, None)
     name, folder = run.name_of(opened, key), opened.run.exports
     folder.mkdir(exist_ok=True)
-    with unfinished_folder(folder) as temporary:
+    with files.unfinished_folder(folder) as temporary:
         write(opened.experiment, opened.state, temporary / name, opened.run.newest_evaluation(key))
         names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
         written = next(folder / name for name in names if not (folder / name).exists())
@@ -46,7 +43,7 @@ def write(
     model: Experiment, state: TrainState, folder: Path, evaluation: Mapping[str, Any] | None = None
 ) -> None:
     """Writes the sampler of a train state to a new folder, with the record of its evaluation."""
-    tree = {"network": model.sampling_variables(state)}
+    tree = {"network": state.ema_variables}
     if model.constants.prior:
         tree["prior"] = model.constants.prior
     # safetensors writes the buffer of an array as it is, so the array must be contiguous.
@@ -54,23 +51,23 @@ def write(
     arrays = {name: np.array(array, order="C") for name, array in flat}
     folder.mkdir(parents=True)
     file = folder / "model.safetensors"
-    with replacing(file) as opened:
+    with files.replacing(file) as opened:
         opened.write(save(arrays, {"format": "flax"}))
-    content = {"step": int(state.step), "sha256": sha256_of_file(file), **arguments(model)}
-    write_json(folder / "config.json", content)
-    write_text(folder / "README.md", card(model, int(state.step), evaluation))
+    content = {"step": int(state.step), "sha256": files.sha256_of_file(file), **arguments(model)}
+    content["config_sha256"] = files.sha256_of_json(content)
+    files.write_json(folder / "config.json", content)
+    files.write_text(folder / "README.md", card(model, int(state.step), evaluation))
 
 
 def arguments(model: Experiment) -> dict[str, Any]:
     """Returns the arguments of library functions that rebuild the sampler, as values for JSON."""
-    prior = model.settings.prior.name
     denoiser = {"denoiser": _fields(model.denoiser)} if model.denoiser else {}
     return {
         "data": run.describe_data(model.source),
         "event_shape": list(model.source.event_shape),
         "network": _fields(model.network),
         **denoiser,
-        "prior": {"name": _PRIORS.get(prior, prior), **model.prior_arguments},
+        "prior": model.prior_arguments,
         "loss": model.settings.loss.name,
         "divergence": model.settings.loss.divergence,
         "flow": dataclasses.asdict(model.settings.flow),
@@ -87,9 +84,7 @@ def _fields(module: nn.Module) -> dict[str, Any]:
 def card(model: Experiment, step: int, evaluation: Mapping[str, Any] | None) -> str:
     """Returns the README: a model card in the format of the Hugging Face hub."""
     source = model.source
-    classes = ", ".join(map(_plain, source.classes))
-    changed = settings.changed(model.settings)
-    recipe = [(key, value) for key, value in changed.items() if key not in settings.PATHS]
+    classes, recipe = ", ".join(map(_plain, source.classes)), settings.changed(model.settings)
     # The format that the hub's front matter allows.
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name.removeprefix("tfds:")).strip("-.") or "own"
     return _CARD.read_text("utf-8").format(
@@ -101,7 +96,7 @@ def card(model: Experiment, step: int, evaluation: Mapping[str, Any] | None) -> 
         kind=source.kind,
         shape=" x ".join(map(str, source.event_shape)),
         classes=f", with the classes {classes}" if classes else "",
-        recipe="\n".join(f"| `{k}` | `{_plain(json.dumps(v), '|`')}` |" for k, v in recipe),
+        recipe="\n".join(f"| `{k}` | `{_plain(json.dumps(v), '|`')}` |" for k, v in recipe.items()),
         metrics=_metrics(evaluation),
     )
 
@@ -132,11 +127,11 @@ def _metrics(evaluation: Mapping[str, Any] | None) -> str:
     details, found = evaluation["details"], metrics.from_json(evaluation["metrics"])
     header = metrics.columns(details.get("start", "prior"))
     table = [header, ("---",) * len(header), *metrics.rows(found)]
-    versions = ", ".join(f"{name} {v}" for name, v in details["versions"].items())
+    environment = ", ".join(f"{name} {value}" for name, value in details["environment"].items())
     lines = [
         f"Of {details['num_samples']:,} samples; the number at the end of a name is the number of "
-        "samples per draw, and values are means ± standard deviations over draws. Computed in "
-        f"{details['precision']} with {versions}.\n",
+        "samples per draw, and values are means ± standard deviations over draws. Computed with "
+        f"{environment}.\n",
         *(f"| {' | '.join(map(_plain, row))} |" for row in table),
         "",
         *(f"- `{m.name}`: {m.defined.words}" for m in found.values()),

@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -97,6 +97,13 @@ def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
     except Exception as error:  # zipfile, zlib and NumPy raise dozens of types of errors.
         text = f"{path}: not a readable .npz of plain arrays: {first_line(error)}"
         raise UserError(text) from error
+
+
+def write_npz(path: Path, arrays: Mapping[str, Any], *, compressed: bool = False) -> str:
+    """Writes arrays by name as one `.npz`, and returns the SHA-256 of the file."""
+    with replacing(path) as file:
+        (np.savez_compressed if compressed else np.savez)(file, **arrays)
+    return sha256_of_file(path)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,7 +51,15 @@ def writer(
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Reads the lines of a metrics file, oldest first."""
+    """Reads the lines of a metrics file, oldest first; skips damaged ones with a warning."""
     # Text after the last line break was cut by a crash.
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        with contextlib.suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict) and isinstance(found.get("step"), int):
+                records.append(found)
+                continue
+        logging.getLogger("fdrl").warning("%s: skipped line %d, which is damaged", path, number)
+    return records

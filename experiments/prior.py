@@ -1,8 +1,7 @@
 """The data-dependent prior, which is fitted once when a run is created and then stored with it."""
 
 import math
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 from tqdm import tqdm
@@ -10,27 +9,11 @@ from tqdm import tqdm
 from experiments import devices
 from experiments.data.source import Source, spread
 from experiments.errors import UserError
-from experiments.files import read_npz, replacing, sha256_of_arrays
 from experiments.settings import Prior
 from fdrl_jax import priors
 
+FittedPrior: TypeAlias = dict[str, np.ndarray]  # The arrays of `priors.mixture`, by name.
 _MAX_NUMBERS = 2**28  # Of the examples that a mixture is fitted to: 1 GiB.
-
-
-class FittedPrior(NamedTuple):
-    """The arrays of `priors.mixture`."""
-
-    params: dict[str, np.ndarray]
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the arrays that determine samples."""
-        return sha256_of_arrays(self.params)
-
-    @property
-    def num_components(self) -> int:
-        """Number of Gaussians."""
-        return len(self.params["mean"])
 
 
 def fit_to(source: Source, wanted: Prior, num_classes: int | None) -> FittedPrior:
@@ -53,28 +36,21 @@ def fit_to(source: Source, wanted: Prior, num_classes: int | None) -> FittedPrio
         if missing := {*range(num_classes)} - {*labels.tolist()}:
             names = ", ".join(source.classes[label] for label in sorted(missing))
             raise UserError(f"network.by_class: no training images of the classes {names}")
-    found = priors.fit(
+    found: FittedPrior = priors.fit(
         data, num_components=num, rank=rank or None, labels=labels, jitter=wanted.jitter
-    )
-    size, columns = found.params["factor"].shape
-    fitted = FittedPrior(found.params)
+    ).params
     if not hidden:
-        count = fitted.num_components
+        (size, columns), count = found["factor"].shape, len(found["mean"])
         print(f"prior: {count} Gaussians of rank {columns // count}, {size:,} numbers each")
-    return fitted
+    return found
 
 
 def choose(wanted: Prior, source: Source, num_classes: int | None) -> tuple[int, int]:
     """Returns how many Gaussians the prior has, of each class, and their rank; 0: exact."""
-    size = math.prod(source.event_shape)
-    if wanted.rank > size:
-        raise ValueError(
-            f"prior.rank must be at most {size}, the size of an example, got {wanted.rank}"
-        )
     # Generated points have no number of examples, and one Gaussian.
     return priors.choose(
         source.num_train,
-        size,
+        math.prod(source.event_shape),
         num_components=wanted.num_components or None,
         rank=wanted.rank or None,
         num_classes=num_classes,
@@ -85,26 +61,11 @@ def placeholder(wanted: Prior, source: Source, num_classes: int | None) -> Fitte
     """Returns a prior of the largest shapes that a fit may return, for compiling and timing."""
     num, rank = choose(wanted, source, num_classes)
     size, total = math.prod(source.event_shape), num * (num_classes or 1)
-    params = {
+    arrays: FittedPrior = {
         "weights": np.full((num_classes, total) if num_classes else total, 1.0 / total),
         "mean": np.zeros((total, size)),
         "factor": np.zeros((size, total * (rank or size)), np.float32),
     }
     if rank:
-        params["remainder_scale"] = np.ones((total, *source.event_shape), np.float32)
-    return FittedPrior(params)
-
-
-def write(file: Path, fitted: FittedPrior) -> None:
-    """Writes a prior."""
-    arrays: dict[str, Any] = fitted.params
-    with replacing(file) as stream:
-        np.savez(stream, **arrays)
-
-
-def read(file: Path, sha256: str) -> FittedPrior:
-    """Reads the prior of a run; a UserError names a file that is not the run's."""
-    fitted = FittedPrior(read_npz(file))
-    if fitted.sha256 != sha256:
-        raise UserError(f"{file} is not the file the run was created with; restore it")
-    return fitted
+        arrays["remainder_scale"] = np.ones((total, *source.event_shape), np.float32)
+    return arrays

@@ -18,10 +18,10 @@ from PIL import Image, ImageSequence
 
 from experiments import draw, log, pictures, settings
 from experiments.data.source import describe_shape
-from experiments.evaluation import Evaluation, Samples, metrics, translation
+from experiments.evaluation import Evaluation, Samples, metrics
 from experiments.evaluation.metrics import Metrics
 from experiments.files import write_text
-from experiments.pictures import images
+from experiments.pictures import images, style
 from experiments.run import Opened, Run
 from fdrl_jax import bregman, drift
 
@@ -40,14 +40,13 @@ def draw_pictures(
     captions: dict[str, str] = {}
 
     def add(name: str, figure: Figure, caption: str) -> None:
-        pictures.save(figure, folder / name)
+        style.save(figure, folder / name)
         captions[name] = caption
 
     domains = (data.source_class or "source", data.target_class or "target")
-    shares = translation.caption(found.metrics)
     add(
         "samples.png",
-        pictures.samples_and_data(source, samples.prior, samples.refined, domains, shares),
+        pictures.samples_and_data(source, samples.prior, samples.refined, domains),
         f"From left to right: {start}, where the flow starts; samples; and held-out data.",
     )
     values = (flow.num_steps + flow.num_refine_steps + 1) * math.prod(source.event_shape)
@@ -62,8 +61,8 @@ def draw_pictures(
         + " Each row is one sample." * is_image,
     )
     if not is_image:
-        variables = model.sampling_variables(state)
-        drift_at = jax.jit(lambda x: drift(x, model.problem.potential(variables)))
+        potential = model.problem.potential(state.ema_variables)
+        drift_at = jax.jit(lambda x: drift(x, potential))
         add(
             "log_ratio.png",
             pictures.log_ratio_and_drift(
@@ -116,7 +115,7 @@ def write(run: Run, record: Mapping[str, Any], folder: Path) -> Path:
         "<h2>Settings</h2><p>This command created the run:</p>",
         f"<pre>{html.escape(_without_folders(run.command))}</pre>",
         "<p>These settings differ from the defaults:</p>",
-        _table({k: used[k] for k in settings.changed(run.settings) if k in used}),
+        _table(settings.changed(run.settings)),
         f"<details><summary>All settings</summary>{_table(used)}</details>",
         "<details><summary>How the metrics were computed</summary>",
         _table({k.replace("_", " "): json.dumps(v) for k, v in details.items()}),

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments import devices, experiment, files, prior, settings
+from experiments import devices, experiment, files, settings
 from experiments.checkpoints import Checkpoints, Restored, Which, digest_of
 from experiments.command import Command
 from experiments.data import BUILT_IN, contains, load
@@ -41,6 +41,7 @@ Kind = Literal["ratio", "classifier"]  # What is trained.
 Key = dict[str, Any]
 _MODES = {"ratio": "train", "classifier": "classifier"}  # What trains each kind.
 _FORMAT = 2
+_PRIOR, _REFERENCE = "prior.npz", "reference.npz"
 
 
 class Run:
@@ -53,10 +54,9 @@ class Run:
         self.data: dict[str, Any] = record["data"]  # As `describe_data` returned them.
         self.command: str = record["command"]
         self.environment: dict[str, Any] = record["environment"]
-        self._prior_sha256: str | None = record["prior_sha256"]
-        self._reference_sha256: str | None = record["reference_sha256"]
+        self._sha256: dict[str, str] = record["sha256_of_files"]
         # Digest of everything that determines its training and its samples.
-        parts = ("kind", "settings", "data", "prior_sha256", "reference_sha256")
+        parts = ("kind", "settings", "data", "sha256_of_files")
         self.id = sha256_of_json([record[part] for part in parts])
         self.metrics = root / "metrics.jsonl"
         self.snapshots = root / "snapshots"
@@ -68,8 +68,8 @@ class Run:
 
     def prior(self) -> FittedPrior | None:
         """Returns the fitted prior, if the run has one; a UserError names a changed file."""
-        file, sha256 = self.root / "prior.npz", self._prior_sha256
-        return None if sha256 is None else prior.read(file, sha256)
+        file = self._stored(_PRIOR)
+        return files.read_npz(file) if file else None
 
     def source(self) -> Source:
         """Returns the data that the run stores: everything except what only training needs."""
@@ -85,17 +85,19 @@ class Run:
 
     @functools.cached_property
     def _kept_images(self) -> ImageReference | None:
-        if self._reference_sha256 is None:
-            return None
-        file = self.root / "reference.npz"
-        if not file.is_file() or sha256_of_file(file) != self._reference_sha256:
+        file = self._stored(_REFERENCE)
+        return references.load(file) if file else None
+
+    def _stored(self, name: str) -> Path | None:
+        """Returns the path of a file, if the run was created with it; a UserError if it changed."""
+        file, sha256 = self.root / name, self._sha256.get(name)
+        if sha256 and not (file.is_file() and sha256_of_file(file) == sha256):
             raise UserError(f"{file} is not the file the run was created with; restore it")
-        return references.load(file)
+        return file if sha256 else None
 
     def checkpoints(self, keep: int | None = None) -> Checkpoints:
         """Opens the checkpoints for reading or, with the lock, for saving, which keeps some."""
-        folder = self.root / "checkpoints"
-        return Checkpoints(folder, self.id, keep or 1, read_only=keep is None)
+        return Checkpoints(self.root / "checkpoints", self.id, keep)
 
     def restored(self, template: TrainState, which: Which = None) -> Restored:
         """Restores as `Checkpoints.restore` does, but raises a UserError if there is none."""
@@ -112,8 +114,7 @@ class Run:
 
     def changed(self, wanted: Settings, verb: settings.Verb) -> Settings:
         """Returns the settings of a command, of which only some may differ from the run's."""
-        fixed = settings.fixed(self.settings, wanted, verb)
-        if differing := settings.differences(fixed, wanted):
+        if differing := settings.differences(self.settings, wanted, verb):
             fixed_at = f"these settings were fixed when the run {self.root} was created"
             hint = "To use others, train in another --workdir"
             raise UserError(f"{fixed_at}: {'; '.join(differing)}. {hint}")
@@ -130,13 +131,7 @@ class Run:
 
     def check_data(self, source: Source) -> None:
         """Raises a UserError if the data are not those the run was created with."""
-        now = describe_data(source)
-        differing = [key for key in now if now[key] != self.data[key]]
-        if differing == ["fingerprint"]:
-            # Only a warning, because modification times also change when a folder is copied.
-            text = "the images of %s have other sizes or modification times than at creation"
-            logging.getLogger("fdrl").warning(text, source.name)
-        elif differing:
+        if describe_data(source) != self.data:
             raise UserError(
                 "images or labels were added, removed, renamed or replaced since the run "
                 f"{self.root} was created; restore them, or train in another --workdir"
@@ -153,10 +148,14 @@ class Run:
         files.append_line(self.root / "commands.jsonl", record)
 
     def read_snapshots(self, up_to_step: int) -> list[tuple[int, np.ndarray]]:
-        """Reads the snapshots (samples during training) up to a step, in order."""
+        """Reads the snapshots (samples during training) up to a step; skips damaged ones."""
         read: list[tuple[int, np.ndarray]] = []
         for path in sorted(self.snapshots.glob("*.npz")):
-            array = files.read_npz(path, "arr_0")["arr_0"]
+            try:
+                array = files.read_npz(path, "arr_0")["arr_0"]
+            except UserError as error:
+                logging.getLogger("fdrl").warning("skipped a snapshot: %s", error)
+                continue
             is_alike = not read or array.shape == read[0][1].shape
             read += [(int(path.stem), array)] if is_alike and int(path.stem) <= up_to_step else []
         return read
@@ -180,7 +179,6 @@ def describe_data(source: Source) -> dict[str, Any]:
         "event_shape": list(source.event_shape),
         "classes": list(source.classes),
         "identity": source.identity,
-        "fingerprint": source.fingerprint,
     }
 
 
@@ -222,21 +220,19 @@ def create(
     """Creates a run, on the first process, in a `locked_folder`. All processes must call this."""
     check_free(root, wanted)
     if devices.is_first_process():
+        stored = {}
         if fitted is not None:
-            prior.write(root / "prior.npz", fitted)
-        reference = root / "reference.npz"
+            stored[_PRIOR] = files.write_npz(root / _PRIOR, fitted)
         # Built-in data need no stored reference, and a classifier has no samples to compare.
-        keeps_images = kind == "ratio" and wanted.data.name not in BUILT_IN
-        if keeps_images:
-            references.save(references.of_images(source), reference)
+        if kind == "ratio" and wanted.data.name not in BUILT_IN:
+            stored[_REFERENCE] = references.save(references.of_images(source), root / _REFERENCE)
         values = settings.to_flat(wanted)
         record = {
             "format": _FORMAT,
             "kind": kind,
             "settings": values | {key: _without_home(values[key]) for key in settings.PATHS},
             "data": describe_data(source),
-            "prior_sha256": fitted.sha256 if fitted else None,
-            "reference_sha256": sha256_of_file(reference) if keeps_images else None,
+            "sha256_of_files": stored,
             "command": _without_home(command),
             "created": _now(),
             "environment": devices.environment(devices.resolved(wanted).precision),

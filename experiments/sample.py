@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments import classifier, devices, draw, pictures, run
+from experiments import classifier, devices, draw, files, pictures, run
 from experiments.command import Command
 from experiments.data.decode import to_uint8
 from experiments.errors import UserError
 from experiments.experiment import Experiment, in_turn, with_class_weights
-from experiments.files import replacing, sha256_of_arrays, write_json
-from experiments.pictures import images
+from experiments.pictures import images, style
 from experiments.settings import Flat
 from fdrl_jax import compose
 from fdrl_jax._checks import nearest
@@ -39,8 +38,10 @@ def sample(command: Command) -> None:
     key = run.key_of(opened, num, condition=condition)
     path = opened.run.samples / f"{run.name_of(opened, key)}.npz"
     picture, record = path.with_suffix(".png"), path.with_suffix(".json")
-    # The record is written last, so only complete samples have one.
-    if not devices.first_process_says(record.exists() and path.exists()):
+    is_drawn = record.exists() and path.exists()  # The record is written last.
+    if is_drawn and files.read_sealed(record)["sha256_of_samples"] != files.sha256_of_file(path):
+        raise UserError(f"{path} is damaged; remove it to draw these samples again")
+    if not devices.first_process_says(is_drawn):
         num_shown = min(num, pictures.num_shown(model.source))
         drawn = draw.sample_state(model, opened.state, num, num_prior=num_shown)
         if not np.isfinite(drawn.refined).all():
@@ -51,16 +52,15 @@ def sample(command: Command) -> None:
         if devices.is_first_process():
             stored = to_uint8(drawn.refined) if model.source.kind == "images" else drawn.refined
             path.parent.mkdir(exist_ok=True)
-            with replacing(path) as file:
-                np.savez(file, arr_0=stored)
+            digest = files.write_npz(path, {"arr_0": stored})
             shown = drawn.refined[:num_shown]
             labels = np.zeros(0) if model.labels is None else model.labels(np.arange(num_shown))
             if len(np.unique(labels)) > 1:
                 figure = images.by_class(shown, labels, model.source.classes)
             else:
                 figure = pictures.samples_and_data(model.source, drawn.prior, shown)
-            pictures.save(figure, picture)
-            write_json(record, {"key": key})
+            style.save(figure, picture)
+            files.write_sealed(record, {"key": key, "sha256_of_samples": digest})
     if devices.is_first_process():
         print(f"{num:,} samples of step {opened.step:,}: {path}")
         print(f"picture: {picture}\nrecord: {record}")
@@ -103,7 +103,7 @@ def _conditioned(model: Experiment, label: str, folder: str) -> tuple[Experiment
         return conditioned(model, label), {"label": label}
     source, weight = model.source, model.settings.condition.weight
     guide = classifier.open_to_guide(Path(folder), source.classes, source.event_shape)
-    digest = sha256_of_arrays(guide[1])  # Its identity, not its path.
+    digest = files.sha256_of_arrays(guide[1])  # Its identity, not its path.
     guided = conditioned(model, label, guide, weight)
     return guided, {"label": label, "classifier": digest, "weight": weight}
 

@@ -94,15 +94,11 @@ class Data:
     name: str = setting("swissroll", about=
         "Data set: a built-in one (swissroll, 8gaussians, 25gaussians, digits), or images from a "
         "folder or zip (folder), an array (npz), two domains (pair) or TFDS (tfds:NAME).")
-    dir: str = setting("", scope="free", about=
-        "Path of the images, which the flag --data_dir sets too.")
+    dir: str = setting("", scope="free", about="Path of the images; --data_dir sets it, too.")
     num_held_out: int = setting(1_000, low=1, about=
-        "Number of images to hold out of a set without a split named test, validation or val, at "
-        "most a tenth of the set.")
-    source_class: str = setting("", about=
-        "For a translation between classes: the class to start from.")
-    target_class: str = setting("", about=
-        "For a translation between classes: that to translate to.")
+        "Images to hold out of a set without a split test, validation or val; at most a tenth.")
+    source_class: str = setting("", about="Class that a translation between classes starts from.")
+    target_class: str = setting("", about="Class that a translation between classes leads to.")
     center_crop: int = setting(0, low=0, about=
         "Side in pixels of the square that is cut from the centre before resizing; 0: no crop.")
     resize: int = setting(0, low=0, about=
@@ -111,8 +107,7 @@ class Data:
         "Side in pixels of the square that is cut from the centre after resizing; 0: keeps the "
         "size after resizing, which must be the same for all images.")
     keep_aspect: bool = setting(True, about=
-        "True keeps the aspect ratio when resizing. False squeezes images to a square of "
-        "data.resize, or data.image_size if that is 0.")
+        "Keeps the aspect ratio when resizing; otherwise images are squeezed to a square.")
     channels: int = setting(3, words="0 (as stored), 1 (grey) or 3 (colour)",
         check=lambda number: number in (0, 1, 3), about=
         "Channels per image: 1 converts to grey, 3 to colour, 0 keeps what the files contain.")
@@ -133,8 +128,7 @@ class Network:
         check=lambda sizes: sizes and _are(sizes, 1, 65_536), about=
         "Sizes of the hidden layers of `mlp`.")
     width: int = setting(0, low=0, about=
-        "Channels of the first convolution of a residual network. Those of the blocks of the "
-        "paper's networks scale with it; 0: the paper's number.")
+        "Channels of the first convolution, with which the others scale; 0: the paper's number.")
     blocks: tuple[tuple[int, int], ...] = setting((),
         words="pairs of channels and stride such as ((32, 1), (64, 2))", check=_are_blocks, about=
         "Channels and stride of each block of `resnet`; if empty, they follow from the image size "
@@ -145,8 +139,7 @@ class Network:
         "Adds a bias per channel to the 3x3 convolutions of a residual network.")
     by_class: bool = setting(False, about=
         "Learns a density ratio for each class of labelled images, with a residual network. "
-        "Samples are then of all classes in turn, or of the class that --class names, without a "
-        "classifier.")
+        "Samples are of all classes in turn, or of the class that --class names.")
     denoiser_width: int = setting(0, low=0, about=
         "Channels of a second network, which learns to remove noise of twice data.dequantisation "
         "from images and removes it from samples; 0: none.")
@@ -161,13 +154,11 @@ class Prior:
     name: str = setting("normal", choices=("normal", "uniform", "data_dependent", "source"), about=
         "Distribution that the flow starts from; `source` is the source domain of a translation.")
     rank: int = setting(0, low=0, about=
-        "Rank of the covariance of `data_dependent`; 0: the full covariance, up to 12,288 "
-        "dimensions, 50 for each of several clusters, at most half of the mean number of their "
-        "examples, and 100 for each class with one Gaussian.")
+        "Rank of the covariance of `data_dependent`; 0: full up to 12,288 dimensions, 50 for each "
+        "of several clusters (at most half of their mean size), 100 for each class with one.")
     num_components: int = setting(1, low=0, about=
-        "Number of Gaussians of `data_dependent`, fitted to clusters of the training data, or of "
-        "each class with network.by_class; 0: one for each 70 examples, at most 100, and a single "
-        "one for fewer than 2,100 examples.")
+        "Number of Gaussians of `data_dependent`, one for each cluster of the data or of a class; "
+        "0: one for each 70 examples, at most 100, or a single one below 2,100 examples.")
     jitter: float = setting(1e-4, low=0.0, about=
         "Variance that is added to the diagonal of this covariance, as in the authors' code.")
 
@@ -185,7 +176,8 @@ class Flow:
         "η: step size, which multiplies the drift; 0: 2.75 / K times the root of the number of "
         "values of an example, when the run is created.")
     noise_scale: float = setting(0.01, low=0.0, scope="flow", about=
-        "ν: standard deviation of the noise that each step adds.")
+        "ν: standard deviation of the noise that each step adds; with network.denoiser_width only "
+        "in training.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,8 +228,8 @@ class Train:
     steps_per_dispatch: int = setting(10, low=1, scope="free", about=
         "Number of training steps that the device runs before it returns to the host.")
     max_log_ratio: float = setting(50.0, low=0.0, scope="free", about=
-        "Training stops as diverged if the absolute value of the mean log ratio exceeds this, or "
-        "if a mean ratio of a loss that learns the ratio itself (LSIF) exceeds 10,000.")
+        "Training stops as diverged if a mean log ratio exceeds this in absolute value, or the "
+        "mean ratio of a loss that learns the ratio itself (LSIF) exceeds 10,000.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,9 +305,8 @@ class Settings:
     precision: str = setting("float32", choices=("auto", "float32", "tensorfloat32", "bfloat16"),
         about=
         "Precision in which the network computes; parameters and flow are always float32. `auto` "
-        "uses bfloat16 on devices that are fast in it, and float32 on all others. tensorfloat32 "
-        "is faster on NVIDIA GPUs from Ampere on. bfloat16 is faster still and needs half the "
-        "memory.")
+        "is bfloat16 on devices that are fast in it, and otherwise float32. tensorfloat32 is for "
+        "NVIDIA GPUs from Ampere on; bfloat16 is faster still and needs half the memory.")
     data: Data = Data()
     network: Network = Network()
     prior: Prior = Prior()
@@ -395,34 +386,30 @@ def of_scope(settings: Settings, *scopes: Scope) -> Flat:
     return {k: v for k, v in to_flat(settings).items() if DECLARED[k].scope in scopes}
 
 
-def fixed(saved: Settings, wanted: Settings, verb: Verb) -> Settings:
-    """Returns the `saved` settings of a run with what may be as `wanted` when it is used again."""
-    if verb == "sample":
-        return replace(saved, of_scope(wanted, "flow", "free"))
-    allowed = of_scope(wanted, "free")
-    allowed["optimizer.learning_rate"] = wanted.optimizer.learning_rate
-    if wanted.optimizer.schedule != "cosine":  # Its length affects every step.
-        allowed["train.num_steps"] = wanted.train.num_steps
-    return replace(saved, allowed)
-
-
-def changed(settings: Settings) -> Flat:
-    """Returns the settings that differ from the defaults, as `to_flat`."""
-    usual = to_flat(Settings())
-    return {key: value for key, value in to_flat(settings).items() if value != usual[key]}
-
-
 def shareable(settings: Settings) -> Flat:
     """Returns settings without the paths of this machine, as `to_flat`."""
     return {key: value for key, value in to_flat(settings).items() if key not in PATHS}
 
 
-def differences(saved: Settings, present: Settings) -> list[str]:
-    """Describes how two settings differ, in order: ["seed is 1 but was 0"]."""
-    then, now = to_flat(saved), to_flat(present)
+def changed(settings: Settings) -> Flat:
+    """Returns the shareable settings that differ from the defaults."""
+    usual = to_flat(Settings())
+    return {key: value for key, value in shareable(settings).items() if value != usual[key]}
+
+
+def differences(saved: Settings, wanted: Settings, verb: Verb) -> list[str]:
+    """Describes, as "seed is 1 but was 0", how settings differ although the verb fixes them."""
+    then, now = to_flat(saved), to_flat(wanted)
+    allowed = {*of_scope(wanted, "free")}
+    if verb == "sample":
+        allowed.update(of_scope(wanted, "flow"))
+    else:
+        allowed.add("optimizer.learning_rate")
+        if saved.optimizer.schedule != "cosine":  # Its length affects every step.
+            allowed.add("train.num_steps")
     return [
         f"{key} is {json.dumps(now[key])} but was {json.dumps(then[key])}"
-        for key in sorted(then)
+        for key in sorted(then.keys() - allowed)
         if then[key] != now[key]
     ]
 

@@ -26,7 +26,7 @@ from experiments.errors import DivergedError, StoppedError, UserError
 from experiments.evaluation import inception
 from experiments.evaluation.metrics import Metric
 from experiments.experiment import Experiment, Training
-from experiments.files import replacing
+from experiments.files import write_npz
 from experiments.run import Kind, Opened, Run
 from experiments.settings import Settings
 from fdrl_jax.training import parallel
@@ -254,15 +254,14 @@ class _Samples:
         self._model, self._run, self._draw = model, opened, draw.make(model)
 
     def _drawn(self, state: Any, constants: Any, num: int) -> np.ndarray:
-        variables = self._model.sampling_variables(state)
-        return self._draw(variables, constants, {"refined": num})["refined"]
+        return self._draw(state.ema_variables, constants, {"refined": num})["refined"]
 
     def write_snapshot(self, step: int, state: Any, constants: Any) -> None:
         samples = self._drawn(state, constants, draw.num_snapshot(self._model))
         if devices.is_first_process():
             self._run.snapshots.mkdir(exist_ok=True)
-            with replacing(self._run.snapshots / f"{step:08d}.npz") as file:
-                np.savez_compressed(file, arr_0=samples)
+            file = self._run.snapshots / f"{step:08d}.npz"
+            write_npz(file, {"arr_0": samples}, compressed=True)
 
     def metric(self, state: Any, constants: Any) -> Metric:
         num_samples = min(_MONITORED, self._model.settings.evaluate.num_samples)

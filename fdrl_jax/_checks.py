@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,11 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-def check_name(kind: str, name: str, allowed: Iterable[str]) -> None:
+def check_name(kind: str, name: str, allowed: Iterable[str], others: str = "") -> None:
     """Raises a ValueError unless the name of a kind of thing is one of the allowed ones."""
     if name not in (names := list(allowed)):
         raise ValueError(
-            f"unknown {kind} {name!r}; allowed: {', '.join(names)}{nearest(name, names)}"
+            f"unknown {kind} {name!r}; allowed: {', '.join(names)}{others}{nearest(name, names)}"
         )
 
 
@@ -52,6 +53,42 @@ def check_number(name: str, value: object, *, above_zero: bool = False) -> None:
     if not (0 < value < math.inf if above_zero else 0 <= value < math.inf):
         bound = "above 0" if above_zero else ">= 0"
         raise ValueError(f"{name} must be {bound} and finite, got {value}")
+
+
+def count_classes(labels: Any, num: int) -> int:
+    """Returns C for labels, [num]; raises a ValueError unless each one from 0 to C - 1 occurs."""
+    labels = np.asarray(labels)
+    is_whole = np.issubdtype(labels.dtype, np.integer)
+    if labels.shape != (num,) or not is_whole or labels.min(initial=0) < 0:
+        raise ValueError(
+            f"labels must be one integer >= 0 per example, ({num},), got {labels.dtype} "
+            f"{labels.shape}: {labels.ravel()[:3]}"
+        )
+    found = np.unique(labels)
+    if missing := [label for label, other in enumerate(found) if label != other]:
+        raise ValueError(f"label {missing[0]} of {found[-1] + 1} has no examples")
+    return len(found)
+
+
+def check_not_bytes(name: str, x: Any) -> None:
+    """Raises a ValueError for bytes, which are pixels that were not mapped to [-1, 1]."""
+    if getattr(x, "dtype", None) in (np.uint8, np.int8):
+        check_images(name, x)
+
+
+def check_images(name: str, x: Any, largest: float = math.inf) -> None:
+    """Raises a ValueError for integers, and for images that are known to be outside of [-1, 1].
+
+    `largest` is the absolute value that is allowed, as noise may be outside of this range.
+    """
+    is_floating = jnp.issubdtype(x.dtype, jnp.floating)
+    is_known = is_floating and not isinstance(x, jax.core.Tracer)
+    if not is_floating or (is_known and np.max(np.abs(x), initial=0.0) > largest):
+        got = f"values from {np.min(x):.3g} to {np.max(x):.3g}" if is_known else x.dtype
+        raise ValueError(
+            f"{name} must be floating-point numbers in [-1, 1], got {got}: x / 127.5 - 1 maps "
+            "bytes to it"
+        )
 
 
 def one_or_nan(label: ArrayLike, num_classes: int) -> Array | float:

@@ -9,7 +9,7 @@ second pass.
 import itertools
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,14 +28,7 @@ MAX_EXACT_SIZE = 12_288
 _EXAMPLES_PER_CLUSTER, _MIN_CLUSTERS, _MAX_CLUSTERS = 70, 30, 100
 
 
-class Fitted(NamedTuple):
-    """The arrays of `priors.mixture`, with no remainder if the factors are exact."""
-
-    weights: np.ndarray
-    mean: np.ndarray
-    factor: np.ndarray
-    remainder_scale: np.ndarray | None
-    share_held: float  # Of the variance within components, by the factors.
+Fitted = dict[str, np.ndarray]  # The arrays of `priors.mixture`.
 
 
 def choose(
@@ -70,9 +63,7 @@ def choose(
 def fit_one(examples: Iterable[np.ndarray], rank: int, jitter: float) -> Fitted:
     """Fits one Gaussian to batches of examples in one pass; a rank of 0 is exact."""
     if rank:
-        part = low_rank(examples, rank)
-        factor, scale = _with_remainder(part, jitter)
-        return Fitted(np.ones(1), part.mean[None], factor, scale[None], part.share_held)
+        return _joined([low_rank(examples, rank)], np.ones(1), jitter)
     rows, first = iter(examples), list[np.ndarray]()
     while not first or sum(map(len, first)) < math.prod(first[0].shape[1:]):
         if (batch := next(rows, None)) is None:
@@ -88,7 +79,8 @@ def fit_one(examples: Iterable[np.ndarray], rank: int, jitter: float) -> Fitted:
         raise ValueError(
             f"the covariance plus {jitter:g} I is not positive definite; raise the jitter"
         ) from None
-    return Fitted(np.ones(1), mean[None], np.asarray(factor, np.float32, order="C"), None, 1.0)
+    factor = np.asarray(factor, np.float32, order="C")
+    return {"weights": np.ones(1), "mean": mean[None], "factor": factor}
 
 
 def fit_mixture(
@@ -96,46 +88,22 @@ def fit_mixture(
     num_components: int,
     rank: int,
     jitter: float,
-    *,
     labels: np.ndarray | None = None,
-    seed: int = 0,
 ) -> Fitted:
     """Fits a Gaussian of a rank to each cluster of the examples, or of those of each class."""
-    if labels is not None:
-        labels = np.asarray(labels)
-        if labels.shape != (len(examples),) or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(
-                f"labels must be one integer per example, ({len(examples)},), got {labels.shape}"
-            )
-        of_classes = np.bincount(labels)
-        if not of_classes.all():
-            missing = int(np.argmin(of_classes))
-            raise ValueError(f"label {missing} of {len(of_classes)} has no examples")
-    components = clusters(examples, num_components, labels=labels, seed=seed)
+    components = clusters(examples, num_components, labels)
     counts = np.bincount(components)
     weights = counts / len(examples)
     if labels is not None:
+        of_classes = np.bincount(labels)
         weights = np.zeros((len(of_classes), len(counts)))
         np.add.at(weights, (labels, components), 1.0)
         weights /= of_classes[:, None]
-    parts = [
-        low_rank(batches(examples[components == number]), rank) for number in range(len(counts))
-    ]
-    factors, scales = zip(*(_with_remainder(part, jitter) for part in parts), strict=True)
-    held = sum(n * part.variances.sum() for n, part in zip(counts, parts, strict=True))
-    total = sum(n * part.spectrum.sum() for n, part in zip(counts, parts, strict=True))
-    return Fitted(
-        weights=weights,
-        mean=np.stack([part.mean for part in parts]),
-        factor=np.concatenate(factors, axis=1),
-        remainder_scale=np.stack(scales),
-        share_held=float(held / total) if total else 1.0,
-    )
+    sets = (examples[components == number] for number in range(len(counts)))
+    return _joined([low_rank(batches(own), rank) for own in sets], weights, jitter)
 
 
-def clusters(
-    examples: np.ndarray, num: int, *, labels: np.ndarray | None = None, seed: int = 0
-) -> np.ndarray:
+def clusters(examples: np.ndarray, num: int, labels: np.ndarray | None = None) -> np.ndarray:
     """Assigns examples to clusters: k-means in the leading 50 principal directions of the data.
 
     With labels, each class has clusters of its own. Clusters without examples are left out.
@@ -145,7 +113,7 @@ def clusters(
     if labels is not None:
         found, first = np.zeros(len(examples), np.int32), 0
         for own in (np.flatnonzero(labels == label) for label in np.unique(labels)):
-            found[own] = first + clusters(examples[own], min(num, len(own)), seed=seed)
+            found[own] = first + clusters(examples[own], min(num, len(own)))
             first = int(found[own].max()) + 1
         return found
     if not 1 <= num <= len(examples):
@@ -153,14 +121,14 @@ def clusters(
     if num == 1:
         return np.zeros(len(examples), np.int32)
     rows = examples.reshape(len(examples), -1)
-    part = low_rank(batches(examples), min(_NUM_DIRECTIONS, rows.shape[1]), seed)
+    part = low_rank(batches(examples), min(_NUM_DIRECTIONS, rows.shape[1]))
     projected = np.concatenate([(batch - part.mean) @ part.directions for batch in batches(rows)])
     # The choice of centres fails if there are fewer different examples than clusters.
     num_centres = min(num, len(np.unique(projected, axis=0)))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "One of the clusters is empty")
         _, found = kmeans2(
-            projected, num_centres, _NUM_ROUNDS, minit="++", seed=np.random.default_rng(seed)
+            projected, num_centres, _NUM_ROUNDS, minit="++", seed=np.random.default_rng(0)
         )
     return np.unique(found, return_inverse=True)[1].astype(np.int32)
 
@@ -177,14 +145,8 @@ class LowRank(NamedTuple):
     variances: np.ndarray  # [k]
     spectrum: np.ndarray  # Of the example's shape.
 
-    @property
-    def share_held(self) -> float:
-        """Share of the total variance along the directions."""
-        total = self.spectrum.sum()
-        return float(self.variances.sum() / total) if total else 1.0
 
-
-def low_rank(examples: Iterable[np.ndarray], rank: int, seed: int = 0) -> LowRank:
+def low_rank(examples: Iterable[np.ndarray], rank: int) -> LowRank:
     """Computes the moments in one pass, from a sketch of twice the rank: two arrays of D x 2k.
 
     Reference: Tropp, Yurtsever, Udell and Cevher, "Fixed-rank approximation of a positive-
@@ -194,7 +156,7 @@ def low_rank(examples: Iterable[np.ndarray], rank: int, seed: int = 0) -> LowRan
     first = next(rows)
     size = first.rows.shape[1]
     width = min(2 * rank + 10, size)
-    test = np.random.default_rng(seed).standard_normal((size, width))
+    test = np.random.default_rng(0).standard_normal((size, width))
     sketch, total = np.zeros((size, width)), np.zeros(first.event_shape)
     for seen in itertools.chain([first], rows):
         projected = seen.rows @ test
@@ -207,19 +169,15 @@ def low_rank(examples: Iterable[np.ndarray], rank: int, seed: int = 0) -> LowRan
 
 
 def moments(examples: Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray]:
-    """Returns N, mean [D] and scatter matrix `Σ (x - μ)(x - μ)ᵀ` [D, D], in one pass."""
+    """Returns N, mean [D] and the lower triangle of `Σ (x - μ)(x - μ)ᵀ` [D, D], in one pass."""
     rows = _rows(examples)
     first = next(rows)
     size = first.rows.shape[1]
     scatter = np.zeros((size, size))
     for seen in itertools.chain([first], rows):
-        # The matrix is symmetric: only the blocks below the diagonal are computed.
         for top in range(0, size, _BLOCK):
             end = min(top + _BLOCK, size)
             scatter[top:end, :end] += seen.rows[:, top:end].T @ seen.rows[:, :end]
-    for top in range(0, size, _BLOCK):
-        end = min(top + _BLOCK, size)
-        scatter[:top, top:end] = scatter[top:end, :top].T
     return seen.num_examples, seen.mean, scatter
 
 
@@ -242,7 +200,18 @@ def _of_few(examples: list[np.ndarray], jitter: float) -> Fitted:
     factor = np.asarray(upper.T, np.float32, order="C")
     # White noise is white in the basis of the cosines, too.
     scale = np.full((1, *event_shape), math.sqrt(jitter), np.float32)
-    return Fitted(np.ones(1), mean[None], factor, scale, 1.0)
+    params = {"weights": np.ones(1), "mean": mean[None], "factor": factor}
+    return {**params, "remainder_scale": scale}
+
+
+def _joined(parts: Sequence[LowRank], weights: np.ndarray, jitter: float) -> Fitted:
+    factors, scales = zip(*(_with_remainder(part, jitter) for part in parts), strict=True)
+    return {
+        "weights": weights,
+        "mean": np.stack([part.mean for part in parts]),
+        "factor": np.concatenate(factors, axis=1),
+        "remainder_scale": np.stack(scales),
+    }
 
 
 def _with_remainder(part: LowRank, jitter: float) -> tuple[np.ndarray, np.ndarray]:

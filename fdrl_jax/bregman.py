@@ -13,12 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fdrl_jax import divergences
 from fdrl_jax._arrays import at_least_float32
-from fdrl_jax._checks import nearest
-from fdrl_jax.divergences import FDivergence, Output
+from fdrl_jax._checks import check_name
+from fdrl_jax.divergences import Output
 
-__all__ = ["LR", "LSIF", "REGISTRY", "UKL", "Bregman", "check_pair", "get", "loss", "losses"]
+__all__ = ["LR", "LSIF", "REGISTRY", "UKL", "Bregman", "get", "loss", "losses"]
 __dir__ = __all__.copy
 
 Array = jax.Array
@@ -51,12 +50,7 @@ class Bregman(NamedTuple):
 
 LSIF = Bregman("lsif", "ratio", lambda out: 0.5 * out**2, lambda out: -out)
 
-LR = Bregman(
-    "lr",
-    "log_ratio",
-    real_term=lambda out: -jax.nn.log_sigmoid(-out),
-    flowed_term=lambda out: -jax.nn.log_sigmoid(out),
-)
+LR = Bregman("lr", "log_ratio", lambda o: -jax.nn.log_sigmoid(-o), lambda o: -jax.nn.log_sigmoid(o))
 
 
 def _exp(log_r: Array) -> Array:
@@ -74,9 +68,7 @@ def get(spec: str | Bregman) -> Bregman:
     """Returns a Bregman loss by name: "lsif", "lr" or "ukl"; a loss unchanged."""
     if isinstance(spec, Bregman):
         return spec
-    if spec not in REGISTRY:
-        hint = nearest(spec, REGISTRY) or "."
-        raise ValueError(f"unknown Bregman loss {spec!r}{hint} Allowed: {', '.join(REGISTRY)}")
+    check_name("Bregman loss", spec, REGISTRY)
     return REGISTRY[spec]
 
 
@@ -88,11 +80,7 @@ def losses(bregman: str | Bregman, out_real: Array, out_flowed: Array) -> tuple[
 
 
 def loss(
-    bregman: str | Bregman,
-    out_real: Array,
-    out_flowed: Array,
-    *,
-    weights: Array | None = None,
+    bregman: str | Bregman, out_real: Array, out_flowed: Array, *, weights: Array | None = None
 ) -> tuple[Array, dict[str, Array]]:
     """Estimates the Bregman divergence from batches of data and of flowed samples (eq. 2).
 
@@ -124,20 +112,3 @@ def loss(
         "ratio_flowed": jnp.mean(to_ratio(out_flowed)),
     }
     return value, metrics
-
-
-def check_pair(
-    bregman: str | Bregman, divergence: str | FDivergence
-) -> tuple[Bregman, FDivergence]:
-    """Returns loss and divergence, and raises a ValueError if they do not work together.
-
-    LSIF trains an unconstrained ratio, for divergences whose `f'` is defined for every real number.
-    """
-    bregman, divergence = get(bregman), divergences.get(divergence)
-    if bregman.output == "ratio" and divergence.potential_from_ratio is None:
-        raise ValueError(
-            f"loss {bregman.name!r} trains an unconstrained ratio, but divergence "
-            f"{divergence.name!r} needs a positive one (it uses its logarithm or a power): "
-            f"use {bregman.name!r} with 'pearson', or {divergence.name!r} with 'lr' or 'ukl'"
-        )
-    return bregman, divergence

@@ -6,15 +6,14 @@ multiplies the target of the flow by `p^w`.
 Reference: Heng, Ansari and Soh, arXiv 2303.03714, section 3.4.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from fdrl_jax._arrays import evaluate
-from fdrl_jax._checks import logits_of, one_or_nan
-from fdrl_jax.divergences import Output, check_output
+from fdrl_jax._checks import check_name, logits_of, one_or_nan
+from fdrl_jax.divergences import OUTPUTS, Output
 
 __all__ = ["condition"]
 __dir__ = __all__.copy
@@ -60,7 +59,7 @@ def condition(
     Raises:
       ValueError: for an unknown output, and when called, for other shapes or a label out of range.
     """
-    check_output(output)
+    check_name("output", output, OUTPUTS)
     low, high = input_range
 
     def log_p(x: Array) -> Array:
@@ -76,30 +75,15 @@ def condition(
 
         return of_class(logits) - of_class(jnp.zeros(num_classes))
 
-    if output == "log_ratio":
-        parts, weights = [estimator, log_p], [1.0, -weight]
-        combined: Estimator = Partial(_weighted_sum, parts, weights)  # type: ignore[no-untyped-call]
-        return combined
+    def conditioned(x: Array) -> Array:
+        value, log_probability = evaluate(estimator, x), evaluate(log_p, x)
+        if value.shape != log_probability.shape:
+            raise ValueError(
+                f"an estimator must return one number per example, {log_probability.shape}, got "
+                f"{value.shape}; from [B, 1], drop the last axis: `[:, 0]`"
+            )
+        if output == "log_ratio":
+            return value - weight * log_probability
+        return value * jnp.exp(-weight * log_probability)
 
-    def ratio(x: Array) -> Array:
-        r, log_probability = _values([estimator, log_p], x)
-        return r * jnp.exp(-weight * log_probability)
-
-    return ratio
-
-
-def _weighted_sum(functions: Sequence[Estimator], weights: Sequence[float], x: Array) -> Array:
-    first, second = (w * v for w, v in zip(weights, _values(functions, x), strict=True))
-    return first + second
-
-
-def _values(functions: Sequence[Estimator], x: Array) -> list[Array]:
-    values = [evaluate(function, x) for function in functions]
-    shapes = [value.shape for value in values]
-    if len(set(shapes)) > 1:
-        got = ", ".join(map(str, shapes))
-        raise ValueError(
-            "functions that are combined must all return one number per example, [B], got shapes "
-            f"{got}; from [B, 1], drop the last axis: `[:, 0]`"
-        )
-    return values
+    return conditioned

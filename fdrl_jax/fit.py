@@ -1,6 +1,7 @@
-"""A generator of own data in one call, by the recipes that the configs of the program use, too."""
+"""A generator of your data in one call, by the recipes that the configs of the program also use."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +13,7 @@ import optax
 from flax import linen as nn
 
 from fdrl_jax import _keys, networks, priors
-from fdrl_jax._checks import check_count, check_number
+from fdrl_jax._checks import check_count, check_images, check_number, count_classes
 from fdrl_jax.method import FDRL
 from fdrl_jax.pretrained import Sampler
 from fdrl_jax.priors import Batch, Prior
@@ -34,11 +35,11 @@ class Recipe:
     num_steps: int  # Of training.
     batch_size: int
     learning_rate: float
-    b1: float
-    warmup_steps: int
     num_flow_steps: int
     num_refine_steps: int
     noise_scale: float
+    b1: float = 0.9
+    warmup_steps: int = 0
     step_size: float = 0.0  # 0: by `step_size_for`.
     dequantisation: float = 0.0
     jitter: float = 1e-4
@@ -52,8 +53,6 @@ POINTS = Recipe(
     num_steps=1_000,
     batch_size=256,
     learning_rate=2e-3,
-    b1=0.9,
-    warmup_steps=0,
     num_flow_steps=50,
     num_refine_steps=20,
     step_size=0.1,
@@ -142,14 +141,14 @@ def fit(
     num_steps = recipe.num_steps if num_steps is None else num_steps
     batch_size = recipe.batch_size if batch_size is None else batch_size
     learning_rate = recipe.learning_rate if learning_rate is None else learning_rate
-    for name, count in (("num_steps", num_steps), ("batch_size", batch_size)):
-        check_count(name, count)
+    check_count("num_steps", num_steps, 1)
+    check_count("batch_size", batch_size, 1)
     check_number("learning_rate", learning_rate, above_zero=True)
     is_points, event_shape = x.ndim == 2, x.shape[1:]
     shift, scale = (x.mean(axis=0), x.std(axis=0)) if is_points else (0.0, 1.0)
     scale = np.where(scale > 0.0, scale, 1.0)
     x = ((x - shift) / scale).astype(np.float32)
-    num_classes = _num_classes(labels, len(x))
+    num_classes = None if labels is None else count_classes(labels, len(x))
     if isinstance(prior, Prior):
         start = prior
     elif prior is not None:
@@ -162,6 +161,8 @@ def fit(
             clip=None if is_points else (-1.0, 1.0),
             jitter=recipe.jitter,
         )
+    if not isinstance(method, FDRL | None):
+        raise TypeError(f"method must be an FDRL, got {method!r}")
     method = method or FDRL(
         num_steps=recipe.num_flow_steps,
         num_refine_steps=recipe.num_refine_steps,
@@ -172,12 +173,11 @@ def fit(
     estimator, module, input_shape = _estimator(network, recipe, event_shape, num_classes)
     init_key, denoiser_key = jax.random.split(rng.stream_key(root, rng.Stream.INIT))
     variables = dict(jax.jit(module.init)(init_key, np.zeros((1, *input_shape), np.float32)))
-    denoiser = None
-    if not is_points and recipe.denoiser_width:
+    problem = Problem(method, estimator, start.sample)
+    if recipe.denoiser_width:
         denoiser = networks.Denoiser(recipe.denoiser_width)
-        variables = dict(denoiser.add_params(variables, denoiser_key, event_shape))
-    denoise = denoiser.denoise if denoiser else None
-    problem = Problem(method, estimator, start.sample, denoise=denoise)
+        variables = denoiser.add_params(variables, denoiser_key, event_shape)
+        problem = problem._replace(denoise=denoiser.denoise)
     warmup = min(recipe.warmup_steps, num_steps // 4)
     first_rate = 0.0 if warmup else learning_rate
     rate = optax.warmup_cosine_decay_schedule(first_rate, learning_rate, warmup, num_steps)
@@ -218,48 +218,32 @@ def fit(
 def _checked(data: np.ndarray | Array) -> tuple[np.ndarray, Recipe]:
     """Returns data as float64, and the recipe for their kind."""
     x = np.asarray(data)
-    if x.ndim not in (2, 4) or not x.size:
-        raise ValueError(f"data must be points [N, D] or images [N, H, W, C], got shape {x.shape}")
-    if x.ndim == 4 and not np.issubdtype(x.dtype, np.floating):
+    if x.ndim not in (2, 4) or not x.size or x.dtype.kind in "cOSU":
         raise ValueError(
-            f"images must be floating-point numbers in [-1, 1], got {x.dtype}: x / 127.5 - 1 maps "
-            "bytes to it"
+            f"data must be numbers, points [N, D] or images [N, H, W, C], got {x.dtype} {x.shape}"
         )
+    if x.ndim == 4:
+        check_images("images", x, 1.0)
     x = x.astype(np.float64)
     if not np.isfinite(x).all():
         raise ValueError("the data are not finite")
-    if x.ndim == 4 and np.abs(x).max() > 1.0:
-        raise ValueError(f"images must be in [-1, 1], got {x.min():.3g} to {x.max():.3g}")
     return x, POINTS if x.ndim == 2 else IMAGES
-
-
-def _num_classes(labels: np.ndarray | None, num: int) -> int | None:
-    if labels is None:
-        return None
-    labels = np.asarray(labels)
-    if labels.shape != (num,) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise ValueError(
-            f"labels must be one integer >= 0 per example, ({num},), got {labels.dtype} of shape "
-            f"{labels.shape}"
-        )
-    return int(labels.max()) + 1
 
 
 def _of_samples(
     samples: Any, event_shape: tuple[int, ...], shift: Any, scale: Any, noise: float
 ) -> Prior:
     """Returns the prior that draws one of the given samples, with the noise that data have."""
-    rows = np.asarray(samples, np.float64)
-    if rows.shape[1:] != event_shape or not len(rows) or not np.isfinite(rows).all():
+    is_other = (rows := np.asarray(samples)).dtype.kind in "cOSU" or rows.shape[1:] != event_shape
+    if is_other or not len(rows) or not np.isfinite(rows).all():
         raise ValueError(
             f"a prior must be a Prior, or finite samples with the shape of the data, [M, "
             f"{', '.join(map(str, event_shape))}], got shape {rows.shape}"
         )
-    params = {"rows": ((rows - shift) / scale).astype(np.float32)}
+    params = {"rows": ((rows.astype(np.float64) - shift) / scale).astype(np.float32)}
 
     def sample(params: dict[str, Array], keys: Array, batch: Batch) -> Array:
-        keys, num = _keys.named(keys, "samples"), len(params["rows"])
-        x = params["rows"][jax.vmap(lambda key: jax.random.randint(key, (), 0, num))(keys)]
+        x = params["rows"][_choose(_keys.named(keys, "samples"), len(params["rows"]))]
         return x + noise * _keys.normal_like(_keys.named(keys, "noise"), x) if noise else x
 
     return Prior(params, sample)
@@ -269,27 +253,29 @@ def _estimator(
     network: nn.Module | None, recipe: Recipe, event_shape: tuple[int, ...], num_classes: int | None
 ) -> tuple[Estimator, nn.Module, tuple[int, ...]]:
     """Returns the estimator, its module, and the shape of one input of it."""
+    if not (network is None or isinstance(network, nn.Module)):
+        raise TypeError(f"network must be a Flax module, such as networks.MLP(), got {network!r}")
     if network is None and len(event_shape) == 1:
-        mlp = networks.MLP()
-        if num_classes is None:
-            return Estimator.from_network(mlp), mlp, event_shape
-
-        def apply(variables: Any, x: Array, labels: Array) -> Array:
-            classes = jax.nn.one_hot(labels, num_classes)
-            output: Any = mlp.apply(variables, jnp.concatenate([x, classes], axis=-1))
-            return jnp.asarray(output)
-
-        return Estimator(apply, takes_labels=True), mlp, (event_shape[0] + num_classes,)
-    if network is None:
+        network = networks.MLP()
+        if num_classes is not None:
+            apply = functools.partial(_apply_to_class, network, num_classes)
+            return Estimator(apply, takes_labels=True), network, (event_shape[0] + num_classes,)
+    elif network is None:
         spec = networks.ResNetSpec(recipe.width, blocks_for(event_shape), attention_after=1)
         network = networks.resnet(spec, num_outputs=num_classes, use_bias=True)
     estimator = Estimator.from_network(network, takes_labels=num_classes is not None)
     return estimator, network, event_shape
 
 
+def _apply_to_class(mlp: nn.Module, num: int, variables: Any, x: Array, labels: Array) -> Any:
+    return mlp.apply(variables, jnp.concatenate([x, jax.nn.one_hot(labels, num)], axis=-1))
+
+
 def _draw(arrays: dict[str, Array], host_batch: Any, key: Array, positions: Array) -> Batch:
     """Draws rows at random, by the positions of the examples in the run."""
-    num = len(arrays["real"])
-    keys = _keys.at_positions(key, positions)
-    rows = jax.vmap(lambda key: jax.random.randint(key, (), 0, num))(keys)
+    rows = _choose(_keys.at_positions(key, positions), len(arrays["real"]))
     return {name: array[rows] for name, array in arrays.items()}
+
+
+def _choose(keys: Array, num: int) -> Array:
+    return jax.vmap(lambda key: jax.random.randint(key, (), 0, num))(keys)

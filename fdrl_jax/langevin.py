@@ -2,8 +2,7 @@
 
 `x_{k+1} = x_k - η ∇φ(x_k) + ν ξ_k`, `ξ_k ~ N(0, I)` (eq. 9; `φ` is the first variation `f'(r(x))`,
 `η` the step size, `ν = sqrt(2 η γ)` the noise scale with the entropy weight `γ`). The ratio is
-flowed samples over data, `r = q/p`, so the flow decreases `log r` and moves towards the data. The
-potential may be any function, whether it comes from an estimator, a classifier or a formula.
+flowed samples over data, `r = q/p`, so the flow decreases `log r` and moves towards the data.
 
 The noise of step `k` depends only on the key and `k`, and differs from whatever was drawn from the
 key or the parts of `jax.random.split(key)`, such as the start. A flow can therefore be split into
@@ -12,7 +11,6 @@ own key and start, whatever the batch size and the number of devices. This holds
 "threefry2x32" (`training.rng.root_key`); one key of "rbg" per example is an error.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -20,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from fdrl_jax import _keys
@@ -33,8 +30,7 @@ __dir__ = __all__.copy
 Array = jax.Array
 Potential = Callable[[Array], Array]
 Observe = Callable[[Array, Array], Any]
-Scalar: TypeAlias = ArrayLike
-Schedule: TypeAlias = Scalar | Callable[[Array], Scalar]  # A number, or a function of the step.
+Schedule: TypeAlias = ArrayLike | Callable[[Array], ArrayLike]  # A number, or one for each step.
 
 
 def drift(x: Array, potential_fn: Potential) -> Array:
@@ -51,47 +47,17 @@ def drift(x: Array, potential_fn: Potential) -> Array:
 
     def total(points: Array) -> Array:
         value = potential_fn(points)
-        if value.shape != points.shape[:1] and not (value.shape == () and points.ndim <= 1):
+        shape = getattr(value, "shape", None)
+        if shape != points.shape[:1] and not (shape == () and points.ndim <= 1):
             raise ValueError(
                 "a potential must return one number per example, shape "
-                f"{points.shape[:1]} for x of shape {points.shape}, got {value.shape}"
-                + ("; drop the last axis: `[:, 0]`" if value.shape[1:] == (1,) else "")
+                f"{points.shape[:1]} for x of shape {points.shape}, got {shape or value}"
+                + ("; drop the last axis: `[:, 0]`" if shape and shape[1:] == (1,) else "")
             )
         return jnp.sum(value)
 
     gradient: Array = jax.grad(total)(vary_with(as_floating(x), total))
     return -gradient
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class _Constant:
-    """The schedule of a Python number, which is part of the compiled program."""
-
-    value: float
-
-    def __call__(self, k: Array) -> float:
-        return self.value
-
-
-def _schedule(value: Schedule) -> Callable[[Array], Scalar]:
-    """Returns a function of the step, which is a pytree unless a plain function was given."""
-    if callable(value):
-        return value
-    if isinstance(value, (int, float)):
-        return _Constant(value)
-    constant: Callable[[Array], Scalar] = Partial(_first, value)  # type: ignore[no-untyped-call]
-    return constant
-
-
-def _first(value: Scalar, k: Array) -> Scalar:
-    return value
-
-
-def _is_known(leaf: object) -> bool:
-    """Whether a leaf of a pytree is a number or an array with known values."""
-    is_array = isinstance(leaf, (jax.Array, np.ndarray, np.number, int, float))
-    return is_array and not isinstance(leaf, jax.core.Tracer)
 
 
 def flow(
@@ -131,23 +97,21 @@ def flow(
       TypeError: for a key that is not a JAX key, or points that are not one array of real numbers.
       ValueError: for numbers out of their range, and for shapes or keys that do not fit.
     """
+    if not callable(potential_fn):
+        raise TypeError(f"a potential is a function [B, ...] -> [B], got {type(potential_fn)}")
     check_count("num_steps", num_steps)
     if jnp.ndim(first_step) or not jnp.issubdtype(jnp.result_type(first_step), jnp.integer):
         raise ValueError(f"first_step must be one whole number, got {first_step}")
     for name, value in (("step_size", step_size), ("noise_scale", noise_scale)):
         if not callable(value):
             check_number(name, value)
-    arguments = (
-        _keys.typed(key),
-        as_floating(x0),
-        potential_fn,
-        _schedule(step_size),
-        _schedule(noise_scale),
-        first_step,
-        observe,
-    )
+    noise = None if isinstance(noise_scale, (int, float)) and noise_scale == 0 else noise_scale
+    x0 = as_floating(x0)
+    arguments = _keys.typed(key), x0, potential_fn, step_size, noise, first_step, observe
     # A plain function may close over arrays that have changed since it was compiled.
-    is_known = all(map(_is_known, jax.tree.leaves(arguments)))
+    known = (jax.Array, np.ndarray, np.number, int, float)
+    leaves = jax.tree.leaves(arguments)
+    is_known = all(isinstance(a, known) and not isinstance(a, jax.core.Tracer) for a in leaves)
     return (_compiled_flow if is_known else _flow)(*arguments, num_steps=num_steps)
 
 
@@ -155,8 +119,8 @@ def _flow(
     key: Array,
     x0: Array,
     potential_fn: Potential,
-    step_size: Callable[[Array], Scalar],
-    noise_scale: Callable[[Array], Scalar],
+    step_size: Schedule,
+    noise_scale: Schedule | None,
     first_step: int | Array,
     observe: Observe | None,
     *,
@@ -168,12 +132,13 @@ def _flow(
     def step(x: Array, k: Array) -> tuple[Array, Array]:
         _keys.of_batch(key, x)  # Also where no noise is drawn.
         velocity = drift(x, potential_fn)
-        eta, nu = step_size(k), noise_scale(k)
+        eta: Any = step_size(k) if callable(step_size) else step_size
+        nu: Any = noise_scale(k) if callable(noise_scale) else noise_scale
         for name, value in (("step_size", eta), ("noise_scale", nu)):
-            if jnp.ndim(value):  # [B] would broadcast over the features of points [B, B].
+            if value is not None and jnp.ndim(value):  # [B] would broadcast over features.
                 raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(value)}")
         moved = x + eta * velocity
-        if not (isinstance(nu, (int, float)) and nu == 0):
+        if nu is not None:
             moved = moved + nu * _keys.normal_like(fold_in(key, k), x)
         return moved.astype(x.dtype), velocity
 

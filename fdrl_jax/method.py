@@ -1,7 +1,6 @@
 """Flow-guided density ratio learning (FDRL): the loss, the divergence and the flow as one object.
 
-Training and sampling then cannot disagree on what the network returns. The object knows nothing
-about data loading, optimizers or devices; `training.steps.make_train_step` is built on it.
+Training and sampling then cannot disagree on what the network returns.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from jax.typing import ArrayLike
 
 from fdrl_jax import bregman as bregman_lib
 from fdrl_jax._arrays import as_floating, vary_with
-from fdrl_jax._checks import check_count, check_number
+from fdrl_jax._checks import check_count, check_not_bytes, check_number
 from fdrl_jax.bregman import Bregman
 from fdrl_jax.divergences import FDivergence, FirstVariation, Output, first_variation
 from fdrl_jax.langevin import Observe, Schedule, flow
@@ -99,10 +98,9 @@ class FDRL:
     gradient_penalty: ArrayLike = 0.0
 
     def __post_init__(self) -> None:
-        leaf: Any = self.step_size
-        if leaf is None or type(leaf) is object:
+        if any(type(leaf) is object for leaf in (self.step_size, self.gradient_penalty)):
             return  # A structure without values, which JAX builds from a pytree.
-        bregman_lib.check_pair(self.loss, self.divergence)
+        self.potential(jnp.sum)  # A ValueError for names that are unknown or do not fit.
         for name in ("num_steps", "num_refine_steps"):
             check_count(name, getattr(self, name))
         if (self.noise_scale is None) == (self.entropy_weight is None):
@@ -116,7 +114,8 @@ class FDRL:
             # JAX stacks the leaves of several methods, and describes them by their shapes.
             is_shape = isinstance(value, jax.ShapeDtypeStruct)
             is_stacked = isinstance(value, jax.Array) and value.ndim > 0
-            if not (value is None or is_schedule or is_shape or is_stacked):
+            is_missing = value is None and name in ("noise_scale", "entropy_weight")
+            if not (is_missing or is_schedule or is_shape or is_stacked):
                 check_number(name, value, above_zero=name == "step_size")
 
     @property
@@ -208,16 +207,14 @@ class FDRL:
 
     def schedules(self) -> dict[str, Any]:
         """Returns step size and noise scale as keyword arguments of `flow`."""
-        noise, eta, gamma = self.noise_scale, self.step_size, self.entropy_weight
-        if gamma is not None:
-            if callable(eta):
-                schedule = eta
-                noise = lambda k: jnp.sqrt(2.0 * schedule(k) * gamma)  # noqa: E731
-            elif isinstance(eta, (int, float)) and isinstance(gamma, (int, float)):
-                noise = math.sqrt(2.0 * eta * gamma)
-            else:
-                noise = jnp.sqrt(2.0 * jnp.asarray(eta) * gamma)
-        return {"step_size": eta, "noise_scale": noise}
+        eta, gamma, noise = self.step_size, self.entropy_weight, self.noise_scale
+        if gamma is None:
+            return {"step_size": eta, "noise_scale": noise}
+        if callable(eta):
+            return {"step_size": eta, "noise_scale": lambda k: jnp.sqrt(2.0 * eta(k) * gamma)}
+        are_known = isinstance(eta, (int, float)) and isinstance(gamma, (int, float))
+        square: Any = 2.0 * eta * gamma
+        return {"step_size": eta, "noise_scale": (math if are_known else jnp).sqrt(square)}
 
 
 def _of_labels(estimator: Estimator, labels: Array, x: Array) -> Array:
@@ -242,13 +239,9 @@ def objective(
     `penalised` the fraction of both batches, the first examples, that has a penalty.
     """
     for name, array in (("real", real), ("x0", x0)):
-        if getattr(array, "dtype", None) in (jnp.uint8, jnp.int8):
-            raise ValueError(
-                f"{name} must be numbers on the scale of the network, such as [-1, 1], got bytes: "
-                "x / 127.5 - 1 maps pixels to it"
-            )
+        check_not_bytes(name, array)
     real, x0 = as_floating(real), as_floating(x0)
-    if real.shape[1:] != x0.shape[1:] or not (real.size and x0.size):
+    if not real.ndim or real.shape[1:] != x0.shape[1:] or not (real.size and x0.size):
         raise ValueError(
             "data and prior samples must have the same features and not be empty, got shapes "
             f"{real.shape} and {x0.shape}"
@@ -350,17 +343,13 @@ def _checked_labels(
     """Returns the labels of the data and of the samples as further arguments of an estimator."""
     if labels is None:
         return (), ()
-    if len(labels) != 2:
+    shapes = [jnp.shape(part) for part in labels]
+    if [shape[:1] for shape in shapes] != [(num_real,), (num_flowed,)]:
         raise ValueError(
-            "labels must be a pair, those of the data and those of the prior samples, got "
-            f"{len(labels)} entries"
+            f"labels must be a pair: one per data point, {num_real}, and one per prior sample, "
+            f"{num_flowed}, got {len(shapes)} entries of shapes {', '.join(map(str, shapes[:3]))}"
         )
     of_real, of_flowed = map(jnp.asarray, labels)
-    if (of_real.shape[:1], of_flowed.shape[:1]) != ((num_real,), (num_flowed,)):
-        raise ValueError(
-            f"labels must be one per data point and one per prior sample, {num_real} and "
-            f"{num_flowed}, got shapes {of_real.shape} and {of_flowed.shape}"
-        )
     return (of_real,), (of_flowed,)
 
 
@@ -370,14 +359,15 @@ def _checked_weights(weights: Array, num: int) -> Array:
         raise ValueError(
             f"weights must be one number per data point, shape ({num},), got shape {weights.shape}"
         )
-    if isinstance(weights, jax.core.Tracer):
-        total = jnp.sum(weights)
-        is_valid = jnp.all(weights >= 0) & (total > 0) & (total < math.inf)
+    is_traced = isinstance(weights, jax.core.Tracer)
+    known: Any = weights if is_traced else np.asarray(weights)  # JAX would trace it under jit.
+    total = known.sum()
+    is_valid = (known >= 0).all() & (total > 0) & (total < math.inf)
+    if is_traced:
         return jnp.where(is_valid, weights, jnp.nan)
-    known = np.asarray(weights)
-    if not (np.all(known >= 0) and 0 < known.sum() < math.inf):
+    if not is_valid:
         raise ValueError(
             "weights must be finite numbers >= 0, at least one of them positive; got minimum "
-            f"{known.min()} and sum {known.sum()}"
+            f"{known.min()} and sum {total}"
         )
     return weights

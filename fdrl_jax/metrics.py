@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fdrl_jax._checks import check_images
+
 __all__ = [
     "EnergyRatio",
     "energy_distance",
@@ -182,11 +184,7 @@ def random_conv_features(images: np.ndarray) -> np.ndarray:
     images = np.asarray(images)
     if images.ndim != 4 or min(images.shape[1:3]) < _GRID:
         raise ValueError(f"expected images [N, H, W, C] of at least 2 x 2, got {images.shape}")
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(
-            f"images must be floating-point numbers in [-1, 1], got {images.dtype}; convert bytes "
-            "with images / 127.5 - 1"
-        )
+    check_images("images", images)
     features = np.array(_features(np.clip(images.astype(np.float32), -1.0, 1.0)))
     # On CPUs, the ReLU of XLA may return 0 for NaN.
     features[np.isnan(images).any(axis=(1, 2, 3))] = np.nan

@@ -17,7 +17,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from fdrl_jax import _keys, _prior_fit
-from fdrl_jax._checks import one_or_nan
+from fdrl_jax._checks import count_classes, one_or_nan
 from fdrl_jax._prior_fit import choose
 
 __all__ = ["Prior", "batch", "choose", "fit", "mixture", "normal", "uniform"]
@@ -39,12 +39,10 @@ class Prior:
       sample: `(params, keys [B], batch) -> x_0 [B, ...]`, with one typed key per example. The batch
         is the one that the data source returned for the step; the priors `batch` and `mixture`
         may read it.
-      share_held: of a fitted prior, the share of the variance that its factors explain.
     """
 
     params: Any
     sample: Callable[[Any, Array, Batch], Array]
-    share_held: float = 1.0
 
     def __call__(self, keys: Array, labels: ArrayLike | None = None) -> Array:
         """Returns samples, [B, ...], one per key, of these labels, [B], if they matter."""
@@ -64,12 +62,8 @@ def uniform(event_shape: Sequence[int], low: float = -1.0, high: float = 1.0) ->
     """Returns the uniform distribution on a box, by default the uniform prior (UP) on `[-1, 1]`."""
     if not low < high:
         raise ValueError(f"a uniform prior needs low < high, got {low} and {high}")
-    shape = tuple(event_shape)
-
-    def sample(_: Any, keys: Array, batch: Batch) -> Array:
-        return low + (high - low) * _per_example(jax.random.uniform, keys, shape)
-
-    return Prior((), sample)
+    shape, draw = tuple(event_shape), jax.random.uniform
+    return Prior((), lambda _, keys, batch: low + (high - low) * _per_example(draw, keys, shape))
 
 
 def batch(field: str = "source", dequantisation: float = 0.0) -> Prior:
@@ -95,7 +89,6 @@ def fit(
     labels: np.ndarray | None = None,
     clip: tuple[float, float] | None = None,
     jitter: float = 1e-4,
-    seed: int = 0,
 ) -> Prior:
     """Returns the data-dependent prior (DDP, eq. 8): a mixture of Gaussians fitted to data.
 
@@ -114,7 +107,6 @@ def fit(
         of its label, which `Prior.sample` reads in the batch under "label".
       clip: the range to which samples are clipped, if any; (-1, 1) for images.
       jitter: a variance added to every feature, in the squared unit of the data.
-      seed: of the random directions and of the first centres.
 
     Raises:
       ValueError: for examples or labels that are missing or not finite, or numbers out of range.
@@ -130,18 +122,14 @@ def fit(
         batches, num, event_shape = itertools.chain([first], rows), 0, np.shape(first)[1:]
     else:
         raise ValueError("a mixture needs all examples in one array, not in batches")
-    num_classes = None if labels is None else int(np.max(labels, initial=0)) + 1
+    num_classes = None if labels is None else count_classes(labels, num)
     wanted = {"num_components": num_components, "rank": rank, "num_classes": num_classes}
     num_components, rank = choose(num, math.prod(event_shape), **wanted)
     if num_components == 1 and labels is None:
-        fitted = _prior_fit.fit_one(batches, rank, jitter)
+        params = _prior_fit.fit_one(batches, rank, jitter)
     else:
-        fitted = _prior_fit.fit_mixture(
-            examples, num_components, rank, jitter, labels=labels, seed=seed
-        )
-    params = {k: v for k, v in fitted._asdict().items() if k != "share_held" and v is not None}
-    made = mixture(params, event_shape, clip=clip)
-    return dataclasses.replace(made, share_held=fitted.share_held)
+        params = _prior_fit.fit_mixture(examples, num_components, rank, jitter, labels)
+    return mixture(params, event_shape, clip=clip)
 
 
 def mixture(
@@ -224,8 +212,8 @@ def _times_components(chosen: Array, noise: Array, factor: Array) -> Array:
 
     # A block copies the columns of its examples, which a CPU avoids one by one. A whole batch would
     # copy too many, and a product with all columns takes up to ten times as long.
-    of_blocks = {"cpu": in_blocks(None), "default": in_blocks(_BLOCK)}
-    correlated: Array = lax.platform_dependent(chosen, noise, **of_blocks)
+    of_device = {"cpu": in_blocks(None), "default": in_blocks(_BLOCK)}
+    correlated: Array = lax.platform_dependent(chosen, noise, **of_device)
     return correlated
 
 

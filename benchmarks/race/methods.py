@@ -153,8 +153,8 @@ def _flow_matching(wanted: Settings, source: Source, rival: Rival, *, coupled: b
     def make(num_steps: int) -> Training:
         used = _of_length(of_rival, num_steps)
 
-        def make_step(num_replicas: int | None) -> steps.TrainStep:
-            options = experiment.step_options(used, num_replicas)
+        def make_step() -> steps.TrainStep:
+            options = experiment.step_options(used)
             return steps.from_gradients(loss_and_grads, **options)
 
         arrays: Any = Constants(source.arrays, start.params)

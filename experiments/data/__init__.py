@@ -1,19 +1,14 @@
 """Data sets by name: built-in points and digits, and the user's images."""
 
-import dataclasses
-import os
 from pathlib import Path
 
 from experiments.data.built_in import BUILT_IN, digits
-from experiments.data.source import Density, Labels, Source, Starts, Take, describe_shape, spread
+from experiments.data.source import Source
 from experiments.errors import DataError, UserError
 from experiments.settings import Data
 from fdrl_jax._checks import nearest
 
-__all__ = [
-    "BUILT_IN", "Density", "Labels", "Source", "Starts", "Take", "contains", "describe_shape",
-    "load", "spread",
-]  # fmt: skip
+__all__ = ["BUILT_IN", "Source", "contains", "load"]
 
 # The user's images; "tfds:NAME" is a data set of tensorflow-datasets.
 _STORED = ("folder", "npz", "pair")
@@ -35,7 +30,7 @@ def load(options: Data) -> Source:
     from experiments.data.stored import stored_source
 
     try:
-        return stored_source(dataclasses.replace(options, dir=os.path.expanduser(options.dir)))
+        return stored_source(options)
     except (UserError, OSError) as error:  # Paths may have characters that cannot be printed.
         raise DataError(printable(str(error))) from error
 
@@ -44,4 +39,4 @@ def contains(options: Data, path: Path) -> bool:
     """Whether a path is in a folder of images, where the next reading would find it."""
     if options.name not in ("folder", "pair") or not options.dir:
         return False
-    return path.resolve().is_relative_to(Path(options.dir).expanduser().resolve())
+    return path.resolve().is_relative_to(Path(options.dir).resolve())

@@ -96,7 +96,6 @@ def _points(name: str, sample: Callable[[Array], Array], density: Density) -> So
         held_out=lambda num, seed: np.asarray(drawn(num, seed)),
         density=density,
         identity=name,
-        fingerprint=name,
     )
 
 
@@ -149,7 +148,6 @@ def digits(source_class: str = "", target_class: str = "") -> Source:
         labels=Labels(train_labels, held_out_labels, classes),
         starts=starts,
         identity=name,
-        fingerprint=name,
     )
 
 

@@ -25,7 +25,6 @@ class Records:
     keys: Sequence[Any]  # One per image, as the rest of its name.
     fetch: Callable[[Any], bytes | np.ndarray]  # From a key: a file, or uint8 pixels.
     identity: str  # As in `Source`, without the labels.
-    fingerprint: str  # As in `Source`.
     labels: np.ndarray | None = None  # Class number of each image, [N], or `None`.
     classes: tuple[str, ...] = ()  # Names of the classes; empty without labels.
 
@@ -50,14 +49,13 @@ class Records:
             self,
             keys=[self.keys[index] for index in indices.tolist()],
             identity=digest(self.identity, indices),
-            fingerprint=digest(self.fingerprint, indices),
             labels=None if self.labels is None else self.labels[indices],
         )
 
 
 class _File(NamedTuple):
     key: str  # Its path below the root.
-    stamp: tuple[int, ...]  # Changes with its content.
+    stamp: int  # Its size or checksum.
     parts: tuple[str, ...]  # Of the path.
 
 
@@ -103,8 +101,8 @@ class Tree:
         elif len(loose) < len(images):
             _warn(f"{self._where} has sub-folders that are not classes, because of {loose[0]}")
         keys = [file.key for file in images]
-        stamps = digest([(file.key, file.stamp) for file in images])
-        return Records(self._where, keys, self._fetch, digest(keys), stamps, labels, classes)
+        identity = digest([(file.key, file.stamp) for file in images])
+        return Records(self._where, keys, self._fetch, identity, labels, classes)
 
 
 def _files_of_folder(root: str) -> Iterator[_File]:
@@ -113,15 +111,15 @@ def _files_of_folder(root: str) -> Iterator[_File]:
         for name in names:
             if not _is_hidden(name):
                 path = Path(folder, name)
-                status, below = path.stat(), path.relative_to(root)
-                yield _File(below.as_posix(), (status.st_size, status.st_mtime_ns), below.parts)
+                below = path.relative_to(root)
+                yield _File(below.as_posix(), path.stat().st_size, below.parts)
 
 
 def _files_of_zip(archive: zipfile.ZipFile) -> Iterator[_File]:
     for info in archive.infolist():
         parts = PurePosixPath(info.filename).parts
         if not info.is_dir() and not any(map(_is_hidden, parts)):
-            yield _File(info.filename, (info.file_size, info.CRC), parts)
+            yield _File(info.filename, info.CRC, parts)
 
 
 def _is_hidden(name: str) -> bool:
@@ -160,7 +158,7 @@ def of_pixels(
 ) -> Records:
     """Returns images in memory, uint8 [N, H, W] or [N, H, W, C]."""
     content, keys = digest(pixels.shape, pixels), range(len(pixels))
-    return Records(f"{where}:", keys, pixels.__getitem__, content, content, labels, classes)
+    return Records(f"{where}:", keys, pixels.__getitem__, content, labels, classes)
 
 
 def digest(*parts: Any) -> str:

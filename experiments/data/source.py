@@ -67,8 +67,8 @@ class Source(NamedTuple):
     # Of streamed data: `(seed, batch size of this process, batches to skip, steps per dispatch)`.
     open_feed: Callable[[int, int, int, int], AbstractContextManager[Take]] | None = None
     starts: Starts | None = None  # Of a translation.
-    identity: str = ""  # A hash of names and labels, or of arrays; the same in a resumed run.
-    fingerprint: str = ""  # A hash that may also use sizes and modification times.
+    # A hash of names, sizes and labels, or of arrays; the same in a resumed run.
+    identity: str = ""
 
     @property
     def kind(self) -> Literal["points", "images"]:

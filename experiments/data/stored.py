@@ -44,7 +44,6 @@ def stored_source(options: Data) -> Source:
         labels = Labels(real.records.labels, unseen.records.labels, real.records.classes)
         if in_memory:
             arrays["label"] = labels.train
-    learned = [images.records for images in train.values()]
     of_labels = () if labels is None else (labels.train, labels.classes)
     return Source(
         name=options.name,
@@ -58,8 +57,7 @@ def stored_source(options: Data) -> Source:
         labels=labels,
         open_feed=None if in_memory else functools.partial(feed, train),
         starts=_starts(held_out["source"], train["source"]) if "source" in train else None,
-        identity=digest(*(r.identity for r in learned), *of_labels),
-        fingerprint=digest(*(r.fingerprint for r in learned), tuple(real.transform)),
+        identity=digest(*(of.records.identity for of in train.values()), *of_labels),
     )
 
 

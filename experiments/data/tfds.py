@@ -41,8 +41,7 @@ def _prepare(name: str, base: Path) -> str:
 
     stem, known = re.split("[/:]", name)[0], tfds.list_builders(with_community_datasets=False)
     if stem not in known:
-        there = {p.parts[len(base.parts)] for p in base.glob("**/dataset_info.json")}
-        hint = nearest(stem, sorted({*there, *known}))
+        hint = nearest(stem, known)
         raise DataError(f"tfds:{name} is neither a data set of TFDS nor prepared in {base}{hint}")
     print(f"tfds:{name} is not in {base}: downloading and preparing it")
     try:
@@ -87,11 +86,10 @@ def open_split(folder: str, split: str) -> Records | None:
     labels, classes = None, tuple[str, ...]()
     if numbers and min(numbers) >= 0:  # Images without a label have -1.
         labels, classes = np.array(numbers, np.int32), tuple(features[label_keys[0]].names)
-    fixed = (info.full_name, split, len(data), list(info.splits[split].shard_lengths))
     files = sorted((p.name, p.stat().st_size) for p in Path(folder).glob(f"*-{split}.*"))
+    identity = digest(info.full_name, split, list(info.splits[split].shard_lengths), files)
     where, keys, image = f"{folder}:{split}:", range(len(data)), image_keys[0]
-    of_set = digest(*fixed), digest(*fixed, files), labels, classes
-    return Records(where, keys, lambda i: data[i][image], *of_set)
+    return Records(where, keys, lambda i: data[i][image], identity, labels, classes)
 
 
 def _check_features(path: Path) -> None:

@@ -10,7 +10,7 @@ from experiments.data.built_in import digits
 from experiments.data.decode import to_uint8, to_unit
 from experiments.data.source import Labels, Source, Starts
 from experiments.errors import UserError
-from experiments.files import read_npz, replacing
+from experiments.files import read_npz, write_npz
 from fdrl_jax.metrics import random_conv_features
 
 # `images [N, H, W, C] in [-1, 1] -> (probabilities [N, classes], features [N, D])`.
@@ -71,14 +71,13 @@ def of_images(source: Source) -> ImageReference:
     return found._replace(fit_images=np.concatenate(domains), fit_labels=fit_labels, fit_target=1)
 
 
-def save(reference: ImageReference, path: Path) -> None:
-    """Writes a reference as one .npz, with pixels as uint8 if this is lossless."""
+def save(reference: ImageReference, path: Path) -> str:
+    """Writes a reference, with pixels as uint8 if this is lossless; returns the file's SHA-256."""
     fields = {name: value for name, value in reference._asdict().items() if value is not None}
     for name, value in fields.items():
         if np.ndim(value) == 4 and np.array_equal(to_unit(rounded := to_uint8(value)), value):
             fields[name] = rounded
-    with replacing(path) as file:
-        np.savez_compressed(file, **fields)
+    return write_npz(path, fields, compressed=True)
 
 
 def load(path: Path) -> ImageReference:
@@ -111,7 +110,6 @@ def frozen_source(kept: ImageReference, described: Mapping[str, Any]) -> Source:
         labels=Labels(none, held_out, classes) if classes else None,
         starts=None if stored is None else Starts(start, kept.num_held_out or 0, len(stored)),
         identity=described["identity"],
-        fingerprint=described["fingerprint"],
     )
 
 

@@ -5,16 +5,10 @@ from typing import Any
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from experiments.evaluation import Evaluation, Samples, draws
+from experiments.evaluation import Evaluation, Samples, draws, references
 from experiments.evaluation.inception import Features, fid
-from experiments.evaluation.metrics import Metrics, by_name, measured
-from experiments.evaluation.references import (
-    Classifier,
-    ImageReference,
-    of_classifier,
-    svc_of,
-    too_few,
-)
+from experiments.evaluation.metrics import by_name, measured
+from experiments.evaluation.references import Classifier, ImageReference
 
 MAX_IMAGES = 1_000  # The distances of all pairs are needed.
 
@@ -46,34 +40,22 @@ def evaluate_translation(
         measured("own_source_nearest_share", [nearest], [1.0], [1.0 / num], num=num),
         measured("distance_to_own_source", [own], [0.0], [far]),
     ]
-    if (svc := svc_of(reference)) is None:
+    if (svc := references.svc_of(reference)) is None:
         record["skipped"].append("target_share: no training images of the source for a classifier")
     else:
         seen = [svc(images).classes for images in (translated, sources, targets)]
         shares = [[x[:, reference.fit_target].mean()] for x in seen if x is not None]
         metrics.append(measured("target_share", *shares, space="svc", num=num))
-    few = too_few(len(reference.images))
+    few = references.too_few(len(reference.images))
     if few and (classifier is not None or inception is not None):
         record["skipped"].append(few)
     elif classifier is not None:
-        spaces = {"classifier": of_classifier(classifier)}
+        spaces = {"classifier": references.of_classifier(classifier)}
         metrics += draws.compare(spaces, draws.pool(reference, translated, sources))[0]
     if inception is not None and not few:
         unseen = translated[: reference.num_held_out]
         metrics.append(fid(inception, [unseen], [reference.images]))
     return Evaluation(by_name(metrics), record, {})
-
-
-def caption(metrics: Metrics) -> str:
-    """Returns a caption with both shares; empty without metrics."""
-    found, parts = {metric.definition: metric for metric in metrics.values()}, []
-    if (share := found.get("target_share")) and share.prior and share.real:
-        sides = f"sources {share.prior.value:.0%}, targets {share.real.value:.0%}"
-        parts.append(f"classified as the target: {share.value:.0%} ({sides})")
-    if (kept := found.get("own_source_nearest_share")) and kept.real:
-        chance = f"{kept.value:.0%} (by chance {kept.real.value:.1%})"
-        parts.append(f"nearest to their own source: {chance}")
-    return "; ".join(parts)
 
 
 def _rms(x: np.ndarray, y: np.ndarray) -> np.ndarray:

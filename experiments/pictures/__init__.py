@@ -17,12 +17,8 @@ from experiments.evaluation.metrics import Metric
 from experiments.files import replacing
 from experiments.log import PREFIX
 from experiments.pictures import images, style
-from experiments.pictures.style import DATA, PRIOR, SAMPLES, save, styled
+from experiments.pictures.style import DATA, PRIOR, SAMPLES, styled
 
-__all__ = [
-    "animate_flow", "course", "log_ratio_and_drift", "num_shown", "over_length",
-    "samples_and_data", "save", "strips", "training",
-]  # fmt: skip
 NUM_POINTS = 4_000  # More points would cover each other.
 _NUM_SMALL = 36  # Images of a panel among several.
 
@@ -33,7 +29,6 @@ def samples_and_data(
     prior: np.ndarray,
     samples: np.ndarray,
     domains: tuple[str, str] = ("", ""),
-    caption: str = "",
 ) -> Figure:
     """Draws the prior (or source), samples that flowed from it, and held-out data side by side."""
     titles = ["prior $x_0$", r"samples $x_{K+\kappa}$", "data"]
@@ -45,8 +40,6 @@ def samples_and_data(
     paint = _painter(source, over_data=False)
     for ax, rows, colour in zip(axes, (prior, samples, data), (PRIOR, SAMPLES, DATA), strict=True):
         paint(ax, rows, colour)
-    if caption:
-        figure.supxlabel(textwrap.fill(caption, 60), fontsize="medium")
     return figure
 
 

@@ -48,33 +48,18 @@ class _ResidualBlock(nn.Module):
     spectral_norm: bool
     dtype: DTypeLike
     use_bias: bool
-    downsampling: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        stride = self.stride
-        if self.downsampling == "mean":
-            x, stride = _means(x, stride), 1
         options: dict[str, Any] = {"spectral_norm": self.spectral_norm, "dtype": self.dtype}
 
         def conv(stride: int, name: str) -> Conv:
             return Conv(self.features, 3, stride, self.use_bias, **options, name=name)
 
-        y = conv(1, "conv2")(activate(conv(stride, "conv1")(x)))
+        y = conv(1, "conv2")(activate(conv(self.stride, "conv1")(x)))
         if self.stride != 1 or x.shape[-1] != self.features:
-            x = Conv(self.features, 1, stride, **options, name="shortcut_conv")(x)
+            x = Conv(self.features, 1, self.stride, **options, name="shortcut_conv")(x)
         return activate(x + y)
-
-
-def _means(x: jax.Array, size: int) -> jax.Array:
-    """Means over squares of positions; beyond the image, its last row and column repeat."""
-    if size == 1:
-        return x
-    padding = [(0, -length % size) for length in x.shape[1:3]]
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)), mode="edge")
-    rows, columns = (length // size for length in x.shape[1:3])
-    squares = x.reshape(x.shape[0], rows, size, columns, size, x.shape[3])
-    return squares.mean(axis=(2, 4), dtype=jnp.float32).astype(x.dtype)
 
 
 class ResNet(nn.Module):
@@ -93,10 +78,6 @@ class ResNet(nn.Module):
       num_outputs: outputs per image; `None` for a single output without an axis.
       use_bias: whether the 3x3 convolutions add a bias per channel. Those of the paper do not, so
         their response to a flat background is proportional to its brightness.
-      downsampling: how a block reduces the image. `"stride"`, as in the paper: the first
-        convolution and the shortcut have a stride, which treats even and odd pixels differently,
-        so flowed samples get a fine pattern (Odena et al., "Deconvolution and Checkerboard
-        Artifacts", Distill 2016). `"mean"`: they follow means over squares of pixels.
 
     Reference: Heng et al., "Generative Modeling with Flow-Guided Density Ratio Learning", table 4.
     """
@@ -108,25 +89,21 @@ class ResNet(nn.Module):
     remat: bool = False
     num_outputs: int | None = None
     use_bias: bool = False
-    downsampling: str = "stride"
 
-    @property
-    def head(self) -> str:
-        """Name of the last layer, which computes in float32."""
-        return "linear"
+    head = "linear"  # The name of the last layer, which computes in float32.
 
     @nn.compact
     def __call__(self, x: jax.Array, *, features: bool = False) -> jax.Array:
         """Maps images to the output, or with `features` to the input of the last map, [B, D]."""
         block = nn.remat(_ResidualBlock) if self.remat else _ResidualBlock
         options: dict[str, Any] = {"spectral_norm": self.spectral_norm, "dtype": self.dtype}
-        of_block = {**options, "use_bias": self.use_bias, "downsampling": self.downsampling}
         x = activate(Conv(self.spec.stem, use_bias=self.use_bias, **options, name="conv1")(x))
         stage, index = 0, 0
         for number, (channels, stride) in enumerate(self.spec.blocks):
             # In the reference implementation, a stage starts where the resolution changes.
             stage, index = (stage + 1, 0) if stride > 1 or number == 0 else (stage, index + 1)
-            x = block(channels, stride, **of_block, name=f"layer{stage}_{index}")(x)
+            name = f"layer{stage}_{index}"
+            x = block(channels, stride, use_bias=self.use_bias, **options, name=name)(x)
             if self.attention and number + 1 == self.spec.attention_after:
                 x = SelfAttention(**options, name="self_attn_module")(x)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
@@ -159,7 +136,6 @@ def resnet(spec: str | ResNetSpec, *, width: int | None = None, **options: Any) 
             f"got stem {stem}, blocks {blocks}"
         )
     net = ResNet(ResNetSpec(stem, blocks, spec.attention_after), **options)
-    _checks.check_name("downsampling", net.downsampling, ("stride", "mean"))
     if net.num_outputs is not None and net.num_outputs < 1:
         raise ValueError(f"num_outputs must be at least 1, got {net.num_outputs}")
     after = spec.attention_after

@@ -8,13 +8,16 @@ Reference: Miyato et al., "Spectral Normalization for Generative Adversarial Net
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.typing import DTypeLike
+
+if TYPE_CHECKING:
+    from fdrl_jax.networks.layers import MLP
+    from fdrl_jax.networks.resnet import ResNet
 
 __all__ = ["prepare", "update_vectors"]
 __dir__ = __all__.copy
@@ -70,16 +73,7 @@ def normalised(module: nn.Module, kernel: jax.Array) -> jax.Array:
     return kernel / _sigma(matrix, u.value, v.value)
 
 
-class _Network(Protocol):
-    """A network with the name of its last layer, which computes in float32."""
-
-    dtype: DTypeLike
-
-    @property
-    def head(self) -> str: ...
-
-
-def prepare(net: _Network, variables: Mapping[str, Any]) -> dict[str, Any]:
+def prepare(net: "MLP | ResNet", variables: Mapping[str, Any]) -> dict[str, Any]:
     """Divides kernels by their spectral norms and casts weights to the type of the computation.
 
     `net.apply` gives the same output with the result as with the `variables` of the `MLP` or

@@ -22,9 +22,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from fdrl_jax import _keys, _prior_fit, networks, priors
+from fdrl_jax import _checks, _keys, _prior_fit, networks, priors
 from fdrl_jax._arrays import as_floating
-from fdrl_jax._checks import check_count, check_name, check_number, nearest, one_or_nan
 from fdrl_jax.method import FDRL
 from fdrl_jax.priors import Prior
 from fdrl_jax.training import samplers
@@ -92,7 +91,7 @@ class Sampler:
           ValueError: for a key of another generator, a number below 1, or labels that do not fit.
         """
         x = self._draw("refined", key, num_samples, labels, batch_size)
-        return jnp.clip(x, -1.0, 1.0) if clip and self._has_images else x
+        return jnp.clip(x, -1.0, 1.0) if clip and len(self.event_shape) == 3 else x
 
     def prior(self, key: Array, num_samples: int, *, labels: Labels | None = None) -> Array:
         """Returns where the samples of this key and these labels start, `x_0`, as `__call__`."""
@@ -115,15 +114,11 @@ class Sampler:
         if labels is None and self.problem.estimator.takes_labels:
             raise ValueError("this sampler has a ratio for each class: the labels of x are missing")
         x = jnp.asarray(x)
-        is_bytes = self._has_images and not jnp.issubdtype(x.dtype, jnp.floating)
-        if x.shape[1:] != self.event_shape or is_bytes:
+        if x.shape[1:] != self.event_shape:
             shape = f"[B, {', '.join(map(str, self.event_shape))}]"
-            raise ValueError(f"x must be floating-point {shape}, got {x.dtype} {x.shape}")
-        is_known = self._has_images and not isinstance(x, jax.core.Tracer)
-        if is_known and (largest := float(jnp.max(jnp.abs(x), initial=0.0))) > _MAX_PIXEL:
-            raise ValueError(
-                f"x must be images in [-1, 1], got {largest:.3g}: x / 127.5 - 1 maps bytes to it"
-            )
+            raise ValueError(f"x must have the shape {shape}, got {x.shape}")
+        if x.ndim == 4:
+            _checks.check_images("x", x, _MAX_PIXEL)
         x = as_floating(x)
         x = jnp.asarray((x - self.shift) / self.scale, x.dtype)
         output = self._apply(self.variables, x, *self._labels(len(x), labels).values())
@@ -155,10 +150,6 @@ class Sampler:
             f"num_steps={self.method.num_steps + self.method.num_refine_steps})"
         )
 
-    @property
-    def _has_images(self) -> bool:
-        return len(self.event_shape) == 3
-
     @functools.cached_property
     def _apply(self) -> Callable[..., Array]:
         return jax.jit(self.problem.estimator.apply)
@@ -175,8 +166,8 @@ class Sampler:
     def _draw(
         self, what: str, key: Array, num: int, labels: Labels | None, batch_size: int = 500
     ) -> Array:
-        check_count("num_samples", num, 1)
-        check_count("batch_size", batch_size, 1)
+        _checks.check_count("num_samples", num, 1)
+        _checks.check_count("batch_size", batch_size, 1)
         if self.config["prior"]["name"] == "batch":
             raise ValueError(
                 "this sampler starts from images, not from a prior: "
@@ -206,13 +197,13 @@ class Sampler:
         if not isinstance(labels, jax.Array) and np.asarray(labels).dtype.kind in "US":
             names = list(self.config.get("data", {}).get("classes", ()))
             for name in np.ravel(labels):
-                check_name("class", str(name), names)
+                _checks.check_name("class", str(name), names)
             labels = np.vectorize(names.index, otypes=[np.int32])(labels)
         chosen = jnp.asarray(labels)
         chosen = jnp.full(num, chosen) if chosen.ndim == 0 else chosen
         if chosen.shape != (num,):
             raise ValueError(f"expected one label per example, ({num},), got {chosen.shape}")
-        one_or_nan(chosen, num_classes)
+        _checks.one_or_nan(chosen, num_classes)
         return {"label": chosen}
 
 
@@ -231,15 +222,14 @@ def pretrained(name: str | Path) -> Sampler:
       ModuleNotFoundError, OSError: if `huggingface_hub` is missing, or downloads nothing.
     """
     name, names = str(name), sorted(path.parent.name for path in _SHIPPED.glob(f"*/{_CONFIG}"))
-    if name in names or Path(name).is_dir():
-        folder = (_SHIPPED if name in names else Path()) / name
+    if Path(name).is_dir() and name not in names:
+        folder = Path(name)
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         folder = _download(name)
     else:
-        raise ValueError(
-            f"no sampler {name!r}{nearest(name, names) or '.'} Allowed: {', '.join(names)}, the "
-            "folder of an export, or OWNER/NAME of the Hugging Face Hub"
-        )
+        folder = _SHIPPED / name
+        others = ", the folder of an export, or OWNER/NAME of the Hugging Face Hub"
+        _checks.check_name("sampler", name, names, others)
     if (folder / "run.json").is_file():
         raise ValueError(
             f"{folder} is a run, not a sampler. Export it first: "
@@ -259,11 +249,11 @@ def _download(repository: str) -> Path:
     missing = f"there is no folder {repository!r}, and "
     try:
         from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(repository, allow_patterns=[_CONFIG, _ARRAYS]))
     except ModuleNotFoundError as error:
         hint = "the Hugging Face Hub needs a package: pip install huggingface_hub"
         raise ModuleNotFoundError(missing + hint, name=error.name) from error
-    try:
-        return Path(snapshot_download(repository, allow_patterns=[_CONFIG, _ARRAYS]))
     except Exception as error:  # It raises errors of HTTP, of its cache and of the disk.
         reason = str(error).strip().partition("\n")[0]
         raise OSError(f"{missing}nothing came from the Hugging Face Hub: {reason}") from error
@@ -273,6 +263,10 @@ def _load(folder: Path) -> Sampler:
     from safetensors.numpy import load
 
     config: dict[str, Any] = json.loads((folder / _CONFIG).read_text("utf-8"))
+    described = json.dumps({k: config[k] for k in config if k != "config_sha256"}, sort_keys=True)
+    digest = hashlib.sha256(described.encode()).hexdigest()
+    if config.get("config_sha256", digest) != digest:
+        raise ValueError(f"{_CONFIG} has changed; to edit it, remove its config_sha256")
     stored = (folder / _ARRAYS).read_bytes()
     if config.get("sha256", digest := hashlib.sha256(stored).hexdigest()) != digest:
         raise ValueError(f"{_ARRAYS} has changed: its SHA-256 is not that of {_CONFIG}")
@@ -291,7 +285,6 @@ def _load(folder: Path) -> Sampler:
         raise ValueError(f"event_shape must be positive sizes, got {event_shape}")
     if not all(isinstance(name, str) for name in classes):
         raise ValueError(f"the names of classes must be text, got {classes}")
-    check_number("step_size", config["flow"]["step_size"], above_zero=True)
     method = FDRL(loss=config["loss"], divergence=config["divergence"], **config["flow"])
     if method.num_steps + method.num_refine_steps > _MAX_STEPS:
         raise ValueError(f"the flow has more than {_MAX_STEPS:,} steps")
@@ -330,7 +323,7 @@ def _load(folder: Path) -> Sampler:
 def _prior(
     shape: tuple[int, ...], arrays: Mapping[str, np.ndarray], name: str, **others: Any
 ) -> Prior:
-    check_name("prior", name, ("mixture", "normal", "uniform", "batch"))
+    _checks.check_name("prior", name, ("mixture", "normal", "uniform", "batch"))
     if name != "mixture":
         made: Prior = getattr(priors, name)(**others)
         return made

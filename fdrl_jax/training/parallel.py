@@ -5,7 +5,7 @@ several processes (hosts), the axis spans the devices of all, in the order of th
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,10 +33,15 @@ def replicate(tree: Any) -> Any:
 
     Each copy goes to its device directly, so that no device ever holds those of others.
     """
+    devices = [d for d in jax.devices() if d.process_index == jax.process_index()]
+    spec = jax.sharding.PartitionSpec(AXIS)  # type: ignore[no-untyped-call]
+    sharding = jax.sharding.NamedSharding(jax.sharding.Mesh(np.array(devices), (AXIS,)), spec)
 
     def copy(a: Any) -> jax.Array:
         one = a[None] if isinstance(a, jax.Array) else np.asarray(a)[None]
-        return _on_local_devices([one] * jax.local_device_count())
+        parts = [jax.device_put(one, device) for device in devices]
+        shape = len(devices), *one.shape[1:]
+        return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
     return jax.tree.map(copy, tree)
 
@@ -92,17 +97,6 @@ def any_process(flag: bool) -> jax.Array:
     """
     answer: jax.Array = unreplicate(_max_over_replicas()(replicate(np.int32(flag))))
     return answer
-
-
-def _on_local_devices(arrays: Sequence[Any]) -> jax.Array:
-    """Copies arrays [1, ...] to one local device each, and joins them along the first axis."""
-    devices = [d for d in jax.devices() if d.process_index == jax.process_index()]
-    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
-    spec = jax.sharding.PartitionSpec(AXIS)  # type: ignore[no-untyped-call]
-    parts = [jax.device_put(a, device) for a, device in zip(arrays, devices, strict=True)]
-    return jax.make_array_from_single_device_arrays(
-        (len(devices), *parts[0].shape[1:]), jax.sharding.NamedSharding(mesh, spec), parts
-    )
 
 
 @functools.cache

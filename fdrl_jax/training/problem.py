@@ -37,8 +37,7 @@ class Estimator(NamedTuple):
         spectral normalisation), which flow, loss and sampling use as constants.
       prepare: `variables -> variables` with which `apply` gives the same outputs at a lower cost,
         for instance by casting weights in advance. It is called once before a flow, never on
-        variables that are differentiated. Averaged parameters are float32 even if those of the
-        network have half precision; a network that does not accept this casts them here.
+        variables that are differentiated. Averaged parameters are always float32.
       takes_labels: whether it estimates a ratio for each class, of the batch under "label", [B].
     """
 
@@ -55,26 +54,21 @@ class Estimator(NamedTuple):
         [B, C], and the label of an example selects an output; one out of range gives NaN.
         """
 
-        def apply(variables: Variables, x: Array) -> Any:
-            return network.apply(variables, x)
-
-        def apply_by_class(variables: Variables, x: Array, labels: Array) -> Array:
-            outputs = apply(variables, x)
-            chosen = jnp.take_along_axis(outputs, labels[:, None], axis=1)[:, 0]
-            return one_or_nan(labels, outputs.shape[1]) * chosen
+        def apply(variables: Variables, x: Array, *labels: Array) -> Any:
+            outputs: Any = network.apply(variables, x)
+            if labels and outputs.ndim != 2:
+                raise ValueError(f"labels need an output per class, [B, C], got {outputs.shape}")
+            for of_x in labels:
+                chosen = jnp.take_along_axis(outputs, of_x[:, None], axis=1)[:, 0]
+                outputs = one_or_nan(of_x, outputs.shape[1]) * chosen
+            return outputs
 
         if takes_labels is None:
             takes_labels = getattr(network, "num_outputs", None) is not None
-        chosen = apply_by_class if takes_labels else apply
-        if not isinstance(network, (networks.MLP, networks.ResNet)):
-            return cls(chosen, networks.update_vectors, takes_labels=takes_labels)
-        prepare = functools.partial(networks.prepare, network)
-        return cls(chosen, networks.update_vectors, prepare, takes_labels)
-
-    def of(self, variables: Variables, batch: Batch) -> Callable[[Array], Array]:
-        """Returns `x [B, ...] -> [B]` with these variables, and the labels of a batch if needed."""
-        labels = self.labels(batch)
-        return lambda x: self.apply(variables, x, *labels)
+        made = cls(apply, networks.update_vectors, takes_labels=takes_labels)
+        if isinstance(network, (networks.MLP, networks.ResNet)):
+            made = made._replace(prepare=functools.partial(networks.prepare, network))
+        return made
 
     def labels(self, batch: Batch) -> tuple[Array, ...]:
         """Returns the further arguments of `apply`: the classes of a batch, if it takes them."""
@@ -103,8 +97,7 @@ class Problem(NamedTuple):
       method: loss, divergence, flow and gradient penalty.
       estimator: the network, which returns `method.output`.
       prior_sample: `(params, keys [B], batch) -> x_0 [B, ...]`, as in `priors.Prior`.
-      condition: `(estimator x -> [B], arrays of a classifier, batch) -> estimator`, for instance
-        with `compose.condition`; or `None`. It is applied only in sampling.
+      condition: a `Condition`, for instance with `compose.condition`, applied only in sampling.
       denoise: `(variables, x [B, ...]) -> [B, ...]`, or `None`. It learns to remove noise from
         data, with its own parameters among the variables, and is applied to refined samples.
     """
@@ -123,7 +116,12 @@ class Problem(NamedTuple):
         With constants, it is that of sampling, conditioned if there is a condition (eq. 12). If the
         estimator takes labels, they are those of the batch.
         """
-        estimator = self.estimator.of(self.estimator.prepare(variables), batch or {})
+        prepared, labels = self.estimator.prepare(variables), self.estimator.labels(batch or {})
+
+        def estimator(x: Array) -> Array:
+            return self.estimator.apply(prepared, x, *labels)
+
         if self.condition is not None and constants is not None:
-            estimator = self.condition(estimator, constants.classifier, batch or {})
+            conditioned = self.condition(estimator, constants.classifier, batch or {})
+            return self.method.potential(conditioned)
         return self.method.potential(estimator)

@@ -1,20 +1,22 @@
 """Samplers: per-replica functions that map positions of samples to samples.
 
 They hold no arrays. `parallel` maps them over devices, and you can call them in your own `jit`.
-Sample `i` depends only on (key, i) and is the same from every sampler here.
+Sample `i` depends only on (key, i) and is the same from every sampler here. With a denoiser, their
+flow adds no noise: in training it matches the noise of data, here it would only be removed again.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
-from fdrl_jax.langevin import flow
+from fdrl_jax.langevin import Observe, flow
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import rng
 from fdrl_jax.training.problem import Constants, Problem
 from fdrl_jax.training.state import Variables
 
-__all__ = ["STAGES", "flow_keys", "make_path_sampler", "make_sampler", "make_segment"]
+__all__ = ["STAGES", "make_path_sampler", "make_sampler", "make_segment"]
 __dir__ = __all__.copy
 
 Array = jax.Array
@@ -43,25 +45,18 @@ def make_sampler(problem: Problem, stages: Sequence[str] = ("refined",)) -> Samp
     def sample(
         key: Array, variables: Variables, constants: Constants, batch: Batch
     ) -> dict[str, Array]:
-        keys = rng.example_keys(_root(key), rng.Stream.PRIOR, batch["position"])
+        keys = _keys(key, rng.Stream.PRIOR, batch)
         x0 = problem.prior_sample(constants.prior, keys, batch)
         drawn = {"prior": x0}
 
-        def advance(x: Array, first_step: int, num: int) -> Array:
-            batch_of_x = {**batch, "x": x}
-            return make_segment(problem, num_steps=num)(
-                key, variables, constants, batch_of_x, first_step
-            )
-
-        if "bridged" in stages:
-            drawn["bridged"] = advance(x0, 0, num_steps)
-        if "refined" in stages:
-            if "bridged" in stages:
-                refined = advance(drawn["bridged"], num_steps, num_refine_steps)
-            else:
-                refined = advance(x0, 0, num_steps + num_refine_steps)
-            denoise = problem.denoise
-            drawn["refined"] = refined if denoise is None else denoise(variables, refined)
+        done, x = 0, x0
+        for stage, end in (("bridged", num_steps), ("refined", num_steps + num_refine_steps)):
+            if stage in stages:
+                advance = make_segment(problem, num_steps=end - done)
+                x = drawn[stage] = advance(key, variables, constants, {**batch, "x": x}, done)
+                done = end
+        if problem.denoise and "refined" in stages:
+            drawn["refined"] = problem.denoise(variables, x)
         return {stage: drawn[stage] for stage in stages}
 
     return sample
@@ -72,53 +67,45 @@ def make_path_sampler(problem: Problem) -> Callable[[Array, Variables, Constants
 
     Its arguments are those of `make_sampler`, and its samples are the same.
     """
+    # One more step, so that the last point is observed too; appending it would copy the path.
+    num_steps = problem.method.num_steps + problem.method.num_refine_steps + 1
+    advance = make_segment(problem, num_steps=num_steps, observe=lambda x, drift: x)
 
     def sample(key: Array, variables: Variables, constants: Constants, batch: Batch) -> Array:
-        method = problem.method
-        # One more step, so that the last point is observed too; appending it would copy the path.
-        _, path = flow(
-            flow_keys(key, batch["position"]),
-            make_sampler(problem, ("prior",))(key, variables, constants, batch)["prior"],
-            problem.potential(variables, batch, constants),
-            num_steps=method.num_steps + method.num_refine_steps + 1,
-            **method.schedules(),
-            observe=lambda x, drift: x,
-        )
-        points: Array = path
+        x0 = make_sampler(problem, ("prior",))(key, variables, constants, batch)["prior"]
+        points: Array = advance(key, variables, constants, {**batch, "x": x0}, 0)[1]
         return points
 
     return sample
 
 
 def make_segment(
-    problem: Problem, *, num_steps: int
-) -> Callable[[Array, Variables, Constants, Batch, int | Array], Array]:
+    problem: Problem, *, num_steps: int, observe: Observe | None = None
+) -> Callable[[Array, Variables, Constants, Batch, int | Array], Any]:
     """Builds `(key, variables, constants, batch, first_step) -> x`, [B, ...], a part of the flow.
 
     The batch has "position" and "x", the samples after `first_step` steps. Consecutive segments
-    give exactly the flow of `make_sampler`, before denoising.
+    give exactly the flow of `make_sampler`, before denoising. `observe` is that of `flow`.
     """
+    without_noise = {} if problem.denoise is None else {"noise_scale": 0.0}
+    schedules = problem.method.schedules() | without_noise
 
     def advance(
         key: Array, variables: Variables, constants: Constants, batch: Batch, first: int | Array
-    ) -> Array:
-        moved: Array = flow(
-            flow_keys(key, batch["position"]),
+    ) -> Any:
+        return flow(
+            _keys(key, rng.Stream.FLOW, batch),
             batch["x"],
             problem.potential(variables, batch, constants),
             num_steps=num_steps,
-            **problem.method.schedules(),
+            **schedules,
             first_step=first,
+            observe=observe,
         )
-        return moved
 
     return advance
 
 
-def flow_keys(key: Array, positions: Array) -> Array:
-    """Returns the keys of the noise of samples, [B], by the root key and their positions."""
-    return rng.example_keys(_root(key), rng.Stream.FLOW, positions)
-
-
-def _root(key: Array) -> Array:
-    return rng.stream_key(key, rng.Stream.SAMPLE)
+def _keys(key: Array, stream: rng.Stream, batch: Batch) -> Array:
+    """Returns the keys of samples, [B], by the root key and their positions."""
+    return rng.example_keys(rng.stream_key(key, rng.Stream.SAMPLE), stream, batch["position"])

@@ -40,14 +40,10 @@ _DENOISED_NOISE = 2.0
 def make_train_step(
     problem: Problem,
     *,
-    optimizer: optax.GradientTransformation,
     draw: Callable[[Any, Any, Array, Array], Batch],
-    batch_size: int,
-    ema_rate: float = 0.998,
-    ema_ramp: bool = False,
     dequantisation: float = 0.0,
     gradient_penalty_fraction: float = 1.0,
-    axis_name: str | None = None,
+    **options: Any,
 ) -> TrainStep:
     """Builds the training step (algorithm 1).
 
@@ -59,18 +55,14 @@ def make_train_step(
 
     Args:
       problem: method, estimator, prior and denoiser.
-      optimizer: an Optax optimizer. It receives the loss as `value`, which some optimizers need.
       draw: `(data arrays, host batch, key, positions [B]) -> batch`, a pure function that runs on
         the device and returns the data under "real", [B, ...], and for an estimator that takes
         labels the classes under "label", [B], also of the prior samples. The key is the same for
         all steps.
-      batch_size: examples per replica.
-      ema_rate: decay of the moving average of the parameters, in [0, 1).
-      ema_ramp: see `state.apply_gradients`.
       dequantisation: standard deviation of the Gaussian noise that is added to data.
       gradient_penalty_fraction: the fraction of the batch, in (0, 1], that the gradient penalty is
         computed on. It needs a second derivative, and a quarter of the batch is often enough.
-      axis_name: mapped axis over which gradients and metrics are averaged, if any.
+      **options: `optimizer`, `batch_size` and other arguments of `from_gradients`.
 
     Returns:
       A `TrainStep`. Its metrics are those of `FDRL.objective`, "grad_norm" and, with a denoiser,
@@ -133,15 +125,7 @@ def make_train_step(
         result: tuple[Any, Metrics] = jax.grad(loss_fn, has_aux=True)(variables["params"])
         return result
 
-    return from_gradients(
-        loss_and_grads,
-        optimizer=optimizer,
-        batch_size=batch_size,
-        refresh=problem.estimator.refresh,
-        ema_rate=ema_rate,
-        ema_ramp=ema_ramp,
-        axis_name=axis_name,
-    )
+    return from_gradients(loss_and_grads, refresh=problem.estimator.refresh, **options)
 
 
 def from_gradients(
@@ -156,9 +140,15 @@ def from_gradients(
 ) -> TrainStep:
     """Builds a training step from a function that computes gradients.
 
-    The function returns means over the examples: gradients with the structure of
-    `variables["params"]`, and metrics with "loss", to which the step adds "grad_norm". `refresh` is
-    that of a `problem.Estimator`, and the other options are those of `make_train_step`.
+    Args:
+      loss_and_grads: returns means over the examples: gradients with the structure of
+        `variables["params"]`, and metrics with "loss", to which the step adds "grad_norm".
+      optimizer: an Optax optimizer. It receives the loss as `value`, which some optimizers need.
+      batch_size: examples per replica.
+      refresh: as in `problem.Estimator`.
+      ema_rate: decay of the moving average of the parameters, in [0, 1).
+      ema_ramp: as for `state.apply_gradients`.
+      axis_name: mapped axis over which gradients and metrics are averaged, if any.
     """
     axes = () if axis_name is None else (axis_name,)
     # Under jit, a second call with the same shapes does not trace the function again.

@@ -88,7 +88,7 @@ def test_each_image_is_coupled_with_its_own_gaussian_of_fdrls_mixture():
     wanted = settings.from_config({**config, "prior.num_components": 5, "prior.rank": 4})
     source = load(wanted.data)
     labelled, own, weights = methods._own_gaussians(source, wanted)
-    fitted = prior.fit_to(source, wanted.prior, None).params
+    fitted = prior.fit_to(source, wanted.prior, None)
     np.testing.assert_allclose(weights, fitted["weights"], atol=1e-6)
     for name in ("mean", "factor", "remainder_scale"):
         np.testing.assert_allclose(own.params[name], fitted[name], rtol=1e-6)

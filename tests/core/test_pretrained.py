@@ -146,7 +146,6 @@ def test_images_are_clipped_unless_asked_otherwise():
 
 MISUSES = [
     ("swissroll", lambda s: s(KEY, 0), "num_samples must be a whole number >= 1, got 0"),
-    ("swissroll", lambda s: s.path(KEY, 0), "num_samples must be a whole number >= 1, got 0"),
     ("swissroll", lambda s: s(7, 3), "key must be a JAX key, .* got int 7"),
     ("swissroll", lambda s: s(KEY, 3, labels=[0, 0, 0]), "so it has no labels"),
     ("cifar10", lambda s: s(KEY, 3, labels="hors"), "did you mean 'horse'"),
@@ -154,9 +153,9 @@ MISUSES = [
     ("cifar10", lambda s: s(KEY, 3, labels=10), "from 0 to 9, got"),
     ("cifar10", lambda s: s.log_ratio(np.zeros((2, 32, 32, 3))), "labels of x are missing"),
     ("digits", lambda s: s.log_ratio(np.zeros((2, 8, 8, 3))), r"\[B, 8, 8, 1\], got"),
-    ("digits", lambda s: s.log_ratio(np.full((2, 8, 8, 1), 200.0)), r"in \[-1, 1\], got 200"),
-    ("swisroll", None, r"no sampler 'swisroll'; did you mean 'swissroll'\?"),
-    ("zebra", None, f"Allowed: {', '.join(NAMES)}, the folder of an export"),
+    ("digits", lambda s: s.log_ratio(np.full((2, 8, 8, 1), 200.0)), "got values from 200 to 200"),
+    ("swisroll", None, "unknown sampler 'swisroll'; allowed: .* did you mean 'swissroll'"),
+    ("zebra", None, f"allowed: {', '.join(NAMES)}, the folder of an export"),
 ]
 
 

@@ -133,14 +133,16 @@ def test_samples_of_a_fit_have_its_mean_and_covariance(name):
 
 
 @pytest.mark.parametrize("num", [1, 15, 59, 60, 400])
-def test_without_a_rank_the_covariance_is_exact_in_one_pass_of_batches_of_any_size(num):
+def test_without_a_rank_the_covariance_is_exact_in_one_pass_of_batches_of_any_size(
+    num, monkeypatch
+):
+    monkeypatch.setattr(_prior_fit, "_BLOCK", 16)  # Rows of the covariance.
     x = 1e4 + decaying(num)  # Far from zero, so that squares would cancel.
     prior = priors.fit(np.split(x, [3, 3, 40]))
     expected = (covariance(x) if num > 1 else np.zeros((60, 60))) + 1e-4 * np.eye(60)
     np.testing.assert_allclose(of_model(prior), expected, atol=2e-6)
     np.testing.assert_allclose(prior.params["mean"][0], x.mean(axis=0), rtol=1e-6)
     assert prior.params["factor"].shape == (60, min(num, 60))
-    assert prior.share_held == 1.0
 
 
 def test_the_moments_are_those_of_the_reference_implementation():
@@ -155,7 +157,8 @@ def test_a_rank_keeps_the_leading_directions_and_the_variance_of_every_frequency
     x = decaying()
     prior = priors.fit(x.reshape(-1, *shape), rank=10)
     values = np.linalg.eigvalsh(covariance(x))[::-1]
-    assert prior.share_held == pytest.approx(values[:10].sum() / values.sum(), abs=2e-3)
+    held = np.sum(np.square(prior.params["factor"]))
+    assert held == pytest.approx(values[:10].sum(), abs=2e-3 * values.sum())
 
     def spectrum(covariance):
         rows = np.linalg.cholesky(covariance).T.reshape(-1, *shape)
@@ -210,13 +213,10 @@ def test_a_label_out_of_range_is_nan_where_it_is_traced():
     [
         (10_000, (8, 8, 1), None, 1, None, (1, 0)),  # The full covariance.
         (10_000, (128, 128, 3), None, 1, None, (1, 512)),
-        (10_000, (8, 8, 1), None, 3, None, (3, 50)),
-        (10_000, (32, 32, 3), None, 1, 10, (1, 100)),
         # As many as fit the training data.
         (2_099, (8, 8, 1), None, None, None, (1, 0)),
         (2_100, (8, 8, 1), None, None, None, (30, 35)),  # Half of the 70 examples of each.
         (10_000, (8, 8, 1), None, None, 10, (10, 50)),
-        (3, (8, 8, 1), None, 3, None, (3, 1)),
         (10**6, (32, 32, 3), None, None, None, (100, 50)),
         (10**6, (128, 128, 3), 100, None, None, (30, 100)),  # A factor of 100 would have 2 GB.
         (0, (2,), None, None, None, (1, 0)),  # Generated points.
@@ -240,7 +240,7 @@ MISUSE = {
     "components": (lambda: priors.fit(X, num_components=201), "from 1 to 200, got 201"),
     "none": (lambda: priors.fit(X, num_components=0), "at least 1, got 0"),
     "batches": (lambda: priors.fit([X], num_components=2), "all examples in one array"),
-    "labels": (lambda: priors.fit(X, labels=np.zeros(3, int)), "one integer per example"),
+    "labels": (lambda: priors.fit(X, labels=np.zeros(3, int)), "one integer >= 0 per example"),
     "class": (lambda: priors.fit(X, labels=np.full(200, 1)), "label 0 of 2 has no examples"),
     "singular": (lambda: priors.fit(np.zeros((9, 2)), jitter=0.0), "raise the jitter"),
     "no label": (lambda: PRIORS["by_class"](keys(3)), "it needs labels"),
@@ -255,11 +255,3 @@ MISUSE = {
 def test_misuse_is_an_error_that_says_what_is_needed(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_large_covariances_are_computed_in_blocks(monkeypatch):
-    monkeypatch.setattr(_prior_fit, "_BLOCK", 16)
-    x = decaying()
-    np.testing.assert_allclose(
-        of_model(priors.fit(x)), covariance(x) + 1e-4 * np.eye(60), atol=1e-6
-    )

@@ -58,6 +58,29 @@ def test_the_programs_of_the_readme_run():
     assert len(first.splitlines()) <= 6
 
 
+FIVE = {
+    "fit(": lambda v: np.std(np.linalg.norm(v["samples"], axis=-1)) < 0.2,
+    "FDRL(": lambda v: np.allclose(v["samples"].mean(axis=0), 2.0, atol=0.3),
+    "flow(": lambda v: np.allclose(abs(v["x"]), 1.0, atol=0.2),
+    "refine(": lambda v: v["refined"].distances.min() < 0.3 * v["refined"].distances[0],
+    "fit_ratio(": lambda v: (
+        np.corrcoef(v["ratio"].log_ratio(x := v["denominator"]), x.sum(1)).min() > 0.95
+    ),
+}
+SLOW = {"fit(", "fit_ratio("}
+
+
+@pytest.mark.parametrize(
+    "call", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in FIVE]
+)
+def test_the_five_calls_are_the_first_programs_of_the_reference_and_do_what_it_says(call):
+    program, space = programs("docs/api/index.md")[list(FIVE).index(call)], {}
+    assert f"fdrl.{call}" in program
+    assert len(program.splitlines()) < 12
+    exec(compile(program, call, "exec"), space)
+    assert FIVE[call](space)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_programs_of_a_page_run(page):

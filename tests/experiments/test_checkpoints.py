@@ -1,10 +1,7 @@
 """Damaged checkpoints are never restored, and intact ones are never reported as damaged."""
 
-import errno
 import gc
-import os
 import shutil
-from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -34,13 +31,13 @@ def state_at(step):
     return first._replace(step=np.asarray(step, np.int32))
 
 
-def opened(folder, keep=3, run=RUN, **options):
-    return Checkpoints(folder, run, keep, **options)
+def opened(folder, keep=3, run=RUN):
+    return Checkpoints(folder, run, keep)
 
 
 def restore(folder, which=None, run=RUN):
     """Restores as commands do that only read the run."""
-    with opened(folder, run=run, read_only=True) as store:
+    with opened(folder, None, run) as store:
         found = store.restore(state_at(0), which)
     return None if found is None else found.state
 
@@ -97,7 +94,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
         assert is_equal(store.restore(state_at(0), "best").state, state_at(1))
         store.record_best(4, "metric", 1.0)
         store.save(state_at(5))
-    assert opened(tmp_path, read_only=True).steps() == [4, 5]
+    assert opened(tmp_path, None).steps() == [4, 5]
 
 
 @pytest.mark.slow
@@ -176,25 +173,3 @@ def test_incomplete_checkpoints_are_reported_and_do_not_hinder_a_run(two, caplog
         with pytest.raises(ValueError, match="step 1 is not after 1"):
             store.save(state_at(1))
     assert len(list(two.glob("damaged_*"))) == 2
-
-
-def test_a_disk_that_fails_is_not_damage(two, monkeypatch):
-    errors = OSError(errno.EIO, "x"), ValueError("x [os_error_code='116']")
-    with opened(two) as store, monkeypatch.context() as patched:
-        patched.setattr(store._manager, "restore", Mock(side_effect=errors))
-        for error in errors:
-            with pytest.raises(type(error), match="x"):
-                store.restore(state_at(0))
-    assert sorted(path.name for path in two.iterdir()) == ["1", "2"]
-    assert is_equal(restore(two), state_at(2))
-
-
-def test_remains_of_a_crash_are_removed(two):
-    remains = two / f"3.orbax-checkpoint-tmp-{os.getpid()}"
-    (remains / "state").mkdir(parents=True)
-    assert is_equal(restore(two), state_at(2))
-    assert remains.exists()
-    with opened(two) as store:
-        assert is_equal(store.restore(state_at(0)).state, state_at(2))
-        store.save(state_at(3))
-    assert not remains.exists()

@@ -118,10 +118,8 @@ def linear(x):
 
 def test_the_worst_perturbation_of_a_linear_classifier_is_found_on_the_ball():
     x, labels = np.float32([[0.1, 0.2], [0.9, -0.3]]), np.array([0, 1])
-    moved = classifier.perturb(linear, x, labels, classifier.Attack(0.5, 5))
+    moved = classifier.perturb(linear, x, labels, 0.5, 5)
     np.testing.assert_allclose(moved, x + 0.5 * np.array([[0.6, -0.8], [-0.6, 0.8]]), atol=1e-5)
-    np.testing.assert_array_equal(
-        classifier.perturb(linear, x, labels, classifier.Attack(0.0, 5)), x
-    )
-    at_edge = classifier.perturb(linear, np.sign(x), labels, classifier.Attack(0.5, 5))
+    np.testing.assert_array_equal(classifier.perturb(linear, x, labels, 0.0, 5), x)
+    at_edge = classifier.perturb(linear, np.sign(x), labels, 0.5, 5)
     assert np.abs(at_edge).max() <= 1.0

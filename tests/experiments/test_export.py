@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -72,7 +73,7 @@ def test_the_code_of_the_card_draws_the_samples_of_the_program(name, exported, m
     assert ("of_first_class" in values) == (name == "by_class")
 
 
-def test_an_export_has_plain_arrays_their_digest_and_no_path(exported, tiny):
+def test_an_export_has_plain_arrays_their_digest_and_no_path(exported, tmp_path):
     folder, _, model = exported("digits")
     stored = (folder / "model.safetensors").read_bytes()
     arrays = safetensors.numpy.load(stored)
@@ -80,13 +81,17 @@ def test_an_export_has_plain_arrays_their_digest_and_no_path(exported, tiny):
     config = json.loads((folder / "config.json").read_text())
     assert (config["step"], config["sha256"]) == (7, hashlib.sha256(stored).hexdigest())
     assert settings.from_config(config["settings"]) == model.settings
+    edited = shutil.copytree(folder, tmp_path / "edited")
+    (edited / "config.json").write_text(json.dumps({**config, "seed": 8}))
+    with pytest.raises(ValueError, match="to edit it, remove its config_sha256"):
+        fdrl_jax.pretrained(edited)
     assert len([*folder.iterdir()]) == 3
     assert not set(config["settings"]) & set(settings.PATHS)
 
 
 def test_the_card_has_the_front_matter_of_the_hub_and_the_metrics_of_the_run(trained):
     start("export", trained.root)
-    (folder,) = trained.exports.iterdir()
+    folder = max(trained.exports.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     card = (folder / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert (front["library_name"], front["license"]) == ("fdrl_jax", "unknown")

@@ -5,53 +5,45 @@ import numpy as np
 import pytest
 from small_runs import start
 
-from experiments import prior
+from experiments import prior, run
 from experiments.data import load
 from experiments.errors import UserError
 from fdrl_jax import _prior_fit
 
 
 @pytest.mark.parametrize("changes", [{}, {"prior.rank": 2}, {"prior.num_components": 3}])
-def test_a_prior_is_read_back_bit_for_bit_and_another_or_a_damaged_one_is_named(
-    changes, tiny, tmp_path
-):
-    wanted, file = tiny("digits", changes), tmp_path / "prior.npz"
-    fitted = prior.fit_to(load(wanted.data), wanted.prior, None)
-    moved = {**fitted.params, "mean": fitted.params["mean"] + 1e-3}
-    prior.write(file, fitted._replace(params=moved))
-    other = file.read_bytes()
-    prior.write(file, fitted)
-    found = prior.read(file, fitted.sha256)
-    chex.assert_trees_all_equal(found.params, fitted.params)
-    for broken in (other, b"", file.read_bytes()[:-30]):
-        file.write_bytes(broken)
-        with pytest.raises(UserError, match=r"prior\.npz(: not a readable| is not the file)"):
-            prior.read(file, fitted.sha256)
+def test_a_run_reads_its_prior_back_bit_for_bit(changes, tiny, tmp_path):
+    wanted = tiny("digits", changes)
+    source = load(wanted.data)
+    fitted = prior.fit_to(source, wanted.prior, None)
+    with run.locked_folder(tmp_path / "run"):
+        run.create(tmp_path / "run", "ratio", wanted, source, fitted, "a command")
+    chex.assert_trees_all_equal(run.open_run(tmp_path / "run").prior(), fitted)
 
 
 def test_a_mixture_has_a_gaussian_for_each_cluster_or_each_class(tiny):
     wanted = tiny("digits", {"prior.num_components": 3, "prior.rank": 2})
     source = load(wanted.data)
     of_clusters = prior.fit_to(source, wanted.prior, None)
-    assert of_clusters.params["mean"].shape == (3, 64)
-    assert of_clusters.params["factor"].shape == (64, 6)
+    assert of_clusters["mean"].shape == (3, 64)
+    assert of_clusters["factor"].shape == (64, 6)
     one_each = tiny("digits", {"prior.rank": 2})
     of_classes = prior.fit_to(source, one_each.prior, 10)
     images, labels = source.train(), source.labels.train
-    for label, mean in enumerate(of_classes.params["mean"]):
+    for label, mean in enumerate(of_classes["mean"]):
         expected = images[labels == label].reshape(-1, 64).mean(axis=0)
         np.testing.assert_allclose(mean, expected, atol=1e-5)
     for of, fitted, num in ((wanted, of_clusters, None), (one_each, of_classes, 10)):
         like = prior.placeholder(of.prior, source, num)
-        for array_name, array in fitted.params.items():
-            assert np.shape(array) == np.shape(like.params[array_name])
+        for array_name, array in fitted.items():
+            assert np.shape(array) == np.shape(like[array_name])
 
 
 def test_a_large_training_set_is_represented_by_examples_spread_over_it(tiny, monkeypatch):
     monkeypatch.setattr(prior, "_MAX_NUMBERS", 64 * 500)
     wanted = tiny("digits", {"prior.num_components": 2})
     fitted = prior.fit_to(load(wanted.data), wanted.prior, 10)
-    assert fitted.num_components == 20  # Two for each class.
+    assert len(fitted["mean"]) == 20  # Two for each class.
 
 
 def test_every_class_needs_images(tiny):

@@ -1,9 +1,7 @@
 """Mode sample: files for other programs, records that distinguish them, classes, and kills."""
 
-import dataclasses
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,6 +57,11 @@ def test_samples_of_other_settings_are_added_and_recorded_and_none_is_drawn_agai
     np.testing.assert_array_equal(drawn(trained, {"flow.noise_scale": 0.5})[0], wilder)
     monkeypatch.setattr(draw, "sample_state", lambda *_, **__: pytest.fail("drawn again"))
     assert drawn(trained)[1] == path
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"arr_0", b"arr_1"))
+    with pytest.raises(UserError, match="is damaged; remove it to draw these samples again"):
+        drawn(trained)
+    path.write_bytes(content)
 
 
 def test_equal_images_give_equal_bytes(of_digits, drawn):
@@ -144,13 +147,11 @@ def test_other_stages_and_samples_never_leave_the_device(trained, monkeypatch):
     whole = draw.sample_state(model, state, NUM, num_prior=NUM, num_bridged=NUM)
     fetched, gather = [], parallel.gather
     monkeypatch.setattr(parallel, "gather", lambda part: fetched.append(part.size) or gather(part))
-
     some = draw.sample_state(model, state, NUM, num_prior=NUM_PRIOR)
-
     assert [len(stage) for stage in some] == [NUM_PRIOR, 0, NUM]
     np.testing.assert_array_equal(some.prior, whole.prior[:NUM_PRIOR])
     np.testing.assert_allclose(some.refined, whole.refined, rtol=1e-5, atol=1e-6)
-    size = draw.batch_size(model, NUM)
+    size = draw.positions(model, NUM).shape[1]
     assert NUM_PRIOR < size < NUM
     assert fetched == [2 * size] * (1 + -(-NUM // size)), "all refined ones, one batch of the prior"
     only = draw.sample_state(model, state, 0, num_prior=NUM)
@@ -158,14 +159,3 @@ def test_other_stages_and_samples_never_leave_the_device(trained, monkeypatch):
     path = draw.paths(model, state, 4)
     for step, stage in zip((0, 3, 4), whole, strict=True):
         np.testing.assert_allclose(path[step], stage[:4], rtol=1e-5, atol=1e-6)
-
-
-def test_a_last_batch_that_is_not_full_needs_no_image_beyond_the_last_sample(trained):
-    opened, asked = open_checkpoint(command("sample", trained.root)), []
-    source = opened.experiment.source._replace(
-        starts=lambda positions: asked.extend(positions) or np.zeros((len(positions), 2))
-    )
-    model = dataclasses.replace(opened.experiment, source=source)
-    draw.make(model, ["prior"])(*draw.on_devices(model, opened.state), {"prior": 5})
-    assert draw.batch_size(model, 5) > 5 or jax.device_count() == 1
-    assert {*asked} == {0, 1, 2, 3, 4}

@@ -97,7 +97,7 @@ def test_all_processes_train_with_the_prior_that_the_first_one_fitted(tmp_path, 
 
     def other_fit(*of):
         fitted = fit(*of)
-        return fitted._replace(params={**fitted.params, "mean": fitted.params["mean"] + 1.0})
+        return {**fitted, "mean": fitted["mean"] + 1.0}
 
     monkeypatch.setattr(program.prior, "fit_to", other_fit)
     monkeypatch.setattr(devices, "is_first_process", lambda: False)

@@ -10,7 +10,6 @@ import pytest
 
 from examples.authors_weights import from_torch_state_dict, torch_shapes
 from fdrl_jax.networks import MLP, SPECS, Denoiser, ResNetSpec, SelfAttention, prepare, resnet
-from fdrl_jax.networks.resnet import _means
 
 # Number of blocks per stage, the stage that self-attention follows, and the number of weights and
 # biases without attention, counted by hand from table 4 of the paper.
@@ -22,11 +21,9 @@ PAPER = {
 }
 SMALL = ResNetSpec(4, ((4, 1), (8, 2)), attention_after=1)
 NETWORKS = {
-    "mlp": (MLP((8, 8)), (64, 2)),
     "mlp_sn": (MLP((8, 8), spectral_norm=True), (64, 2)),
-    "resnet": (resnet(SMALL, attention=True), (64, 8, 8, 1)),
     "resnet_sn": (resnet(SMALL, attention=True, spectral_norm=True), (64, 8, 8, 1)),
-    "means": (resnet(SMALL, use_bias=True, downsampling="mean", num_outputs=3), (64, 8, 8, 1)),
+    "classes": (resnet(SMALL, use_bias=True, num_outputs=3), (64, 8, 8, 1)),
 }
 
 
@@ -52,7 +49,7 @@ def test_a_network_in_bfloat16_is_near_that_in_float32_and_its_prepared_form_is_
     gradient, out = apply(x, variables)
     exact = jax.jit(net.apply)(variables, x)
     assert out.dtype == jnp.float32
-    assert out.shape == ((64, 3) if name == "means" else (64,))
+    assert out.shape == ((64, 3) if name == "classes" else (64,))
     assert 0 < jnp.linalg.norm(out - exact) < 2e-2 * jnp.linalg.norm(exact)
     assert (out != out.astype(jnp.bfloat16)).any(), "the output is not rounded"
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -79,7 +76,7 @@ def test_in_float32_a_prepared_network_with_spectral_norms_has_the_same_gradient
     chex.assert_trees_all_close(gradient(True), gradient(False), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["mlp_sn", "resnet"])
+@pytest.mark.parametrize("name", ["mlp_sn", "resnet_sn"])
 def test_parameters_are_the_same_float32_numbers_where_jax_computes_in_float64(name):
     net, shape = NETWORKS[name]
     x = jnp.zeros((1, *shape[1:]), jnp.float32)
@@ -113,7 +110,7 @@ def test_options_change_no_other_parameters():
         return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((2, 9, 9, 3)))
 
     plain = shapes()
-    assert shapes(downsampling="mean") == shapes(remat=True) == plain
+    assert shapes(remat=True) == plain
     ten, biased = shapes(num_outputs=10), shapes(use_bias=True)
     assert ten["params"].pop("linear")["kernel"].shape == (8, 10)
     assert ten["params"].items() <= plain["params"].items()
@@ -122,39 +119,9 @@ def test_options_change_no_other_parameters():
 
 
 def test_remat_changes_no_gradient():
-    plain, variables, x = initialised("resnet")
+    plain, variables, x = initialised("classes")
     found = [output_and_gradient(net)(x, variables) for net in (plain, plain.clone(remat=True))]
     chex.assert_trees_all_close(*found, rtol=1e-4, atol=1e-6)
-
-
-def test_without_biases_the_output_is_linear_along_rays_and_with_biases_it_is_not():
-    x = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
-    for use_bias in (False, True):
-        net = resnet(SMALL, use_bias=use_bias)
-        variables = jax.jit(net.init)(jax.random.key(1), x)
-        apply = jax.jit(net.apply)
-        at_origin, near, far = (apply(variables, c * x) for c in (0.0, 1.0, 3.0))
-        curvature = np.abs((far - at_origin) - 3.0 * (near - at_origin)).max()
-        assert (curvature > 1e-2) == use_bias
-
-
-def test_with_means_the_gradient_of_a_flat_image_is_flat_and_with_strides_it_has_a_pattern():
-    x = jnp.full((1, 24, 24, 3), 0.3)
-    spread = {}
-    for downsampling in ("stride", "mean"):
-        net = resnet(ResNetSpec(8, ((16, 2),)), use_bias=True, downsampling=downsampling)
-        variables = jax.jit(net.init)(jax.random.key(0), x)
-        gradient, _ = output_and_gradient(net)(x, variables)
-        inner = gradient[0, 10:14, 10:14]  # Far enough from the border not to see it.
-        spread[downsampling] = float(inner.std(axis=(0, 1)).max() / jnp.abs(inner).max())
-    assert spread["mean"] < 1e-5
-    assert spread["stride"] > 0.1
-
-
-def test_means_over_squares_repeat_an_odd_end():
-    x = jnp.arange(15.0).reshape(1, 3, 5, 1)
-    expected = [[(0 + 1 + 5 + 6) / 4, (2 + 3 + 7 + 8) / 4, (4 + 9) / 2], [10.5, 12.5, 14.0]]
-    np.testing.assert_allclose(_means(x, 2)[0, ..., 0], expected, rtol=1e-6)
 
 
 def test_attention_starts_as_the_identity_and_then_mixes_positions():
@@ -186,7 +153,6 @@ def test_attention_in_bfloat16_does_not_round_scores():
 
 MISUSES = [
     ("resnet64-shallow", {}, r"allowed: resnet32, .*did you mean 'resnet64_shallow'"),
-    ("resnet32", {"downsampling": "means"}, "'means'; allowed: stride, mean"),
     ("resnet32", {"num_outputs": 0}, "num_outputs must be at least 1, got 0"),
     *(
         (spec, {}, "a network needs blocks")
@@ -203,22 +169,11 @@ def test_a_network_that_cannot_be_is_rejected(spec, options, message):
         resnet(spec if isinstance(spec, str) else ResNetSpec(*spec), **options)
 
 
-def tensors(net, features):
-    draw = np.random.default_rng(0).standard_normal
-    return {n: draw(shape).astype(np.float32) for n, shape in torch_shapes(net, features).items()}
-
-
-def test_imported_kernels_are_transposed_and_all_tensors_that_do_not_fit_are_in_one_error():
-    net = resnet(ResNetSpec(4, ((6, 2),), 1), attention=True)
-    named = tensors(net, 2)
-    params = from_torch_state_dict(net, named)["params"]
-    kernel = params["layer1_0"]["conv1"]["kernel"]
-    assert kernel.shape == (3, 3, 4, 6)
-    assert kernel[0, 2, 1, 5] == named["layer1.0.conv1.weight"][5, 1, 0, 2]
-    assert params["linear"]["kernel"][3, 0] == named["linear.weight"][0, 3]
-    assert params["self_attn_module"]["gamma"] == named["self_attn_module.gamma"]
+def test_all_imported_tensors_that_do_not_fit_are_in_one_error():
     net = MLP((3,), spectral_norm=True)
-    named = tensors(net, 2)
+    named = {
+        name: np.full(shape, i) for i, (name, shape) in enumerate(torch_shapes(net, 2).items())
+    }
     vectors = from_torch_state_dict(net, named)["spectral"]["mlp_2"]
     np.testing.assert_array_equal(vectors["v"], named["mlp.2.weight_v"])
     del named["mlp.0.bias"]
