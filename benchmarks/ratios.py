@@ -85,6 +85,19 @@ for rival in list(makers)[: int(num_rivals)]:
     found[rival] = float(makers[rival]().estimate(x, y)), time.process_time() - start
 np.savez(out, x=x, y=y, truth=task.mutual_information, rivals=json.dumps(found))
 """
+# The treated of the experiment, a, and the controls of the CPS, b.
+LALONDE = """
+import sys, causaldata, numpy as np
+a, b = (getattr(causaldata, f"{n}_mixtape").load_pandas().data for n in ("nsw", "cps"))
+found = {}
+for name, people in (("a", a[a.treat == 1]), ("b", b[b.treat == 0])):
+    raw = people["age educ black hisp marr nodegree re74 re75".split()].to_numpy(float)
+    found[f"raw columns, {name}"] = raw
+    logs = [f(column) for column in raw.T[6:] for f in (np.log1p, lambda v: v == 0)]
+    found[f"log earnings, {name}"] = np.column_stack([raw[:, :6], *logs])
+    found[f"outcome, {name}"] = people["re78"].to_numpy(float)
+np.savez(sys.argv[1], **found)
+"""
 
 
 def environment(args: argparse.Namespace, table: str) -> Path:
@@ -260,51 +273,30 @@ def power(args: argparse.Namespace, table: Table) -> None:
             more = {}
 
 
-def lalonde(args: argparse.Namespace) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Returns columns of the treated of the experiment, and of the controls of the CPS."""
-    script = (
-        "import sys, causaldata as c, numpy as np\n"
-        "a = c.nsw_mixtape.load_pandas().data; b = c.cps_mixtape.load_pandas().data\n"
-        "a, b = a[a.treat == 1], b[b.treat == 0]\n"
-        "names = [n for n in a.columns if n != 'data_id']\n"
-        "np.savez(sys.argv[1], names=names, a=a[names].to_numpy(float), b=b[names].to_numpy(float))"
-    )
-    file = args.environment / "lalonde.npz"
-    subprocess.run([environment(args, "weights"), "-c", script, file], check=True)
-    with np.load(file) as found:
-        names = [str(name) for name in found["names"]]
-        return tuple(dict(zip(names, found[part].T, strict=True)) for part in "ab")  # type: ignore[return-value]
-
-
 def weights(args: argparse.Namespace, table: Table) -> None:
     """LaLonde: the effect of a training from weighted controls; the experiment says 1,794."""
-    raw = ["age", "educ", "black", "hisp", "marr", "nodegree", "re74", "re75"]
-
-    def columns(people: dict[str, np.ndarray], logs: bool) -> np.ndarray:
-        found = [people[name] for name in raw]
-        if logs:
-            found[-2:] = [f(people[n]) for n in raw[-2:] for f in (np.log1p, lambda v: v == 0)]
-        return np.stack(found, axis=1)
-
-    people = lalonde(args)
-    outcomes = [p["re78"] for p in people]
+    file = args.environment / "lalonde.npz"
+    subprocess.run([environment(args, "weights"), "-c", LALONDE, file], check=True)
+    with np.load(file) as found:
+        people = dict(found)
+    y_top, y_bottom = people["outcome, a"], people["outcome, b"]
 
     def effect(method: str, seed: int | None, w: np.ndarray, **more: Any) -> None:
-        value = outcomes[0].mean() - np.average(outcomes[1], weights=w)
+        value = y_top.mean() - np.average(y_bottom, weights=w)
         more["effective sample size"] = float(w.sum() ** 2 / np.sum(w**2))
         task, metric = "LaLonde, CPS controls", "effect, dollars"
         table.add(task, method, seed, metric, value, real=1794, **more)
 
-    effect("no weights", None, np.ones(len(outcomes[1])))
+    effect("no weights", None, np.ones(len(y_bottom)))
     for kind in ("raw columns", "log earnings"):
-        sets = [columns(p, kind == "log earnings") for p in people]
-        x, y = np.concatenate(sets), np.repeat([1, 0], [len(s) for s in sets])
+        top, bottom = people[f"{kind}, a"], people[f"{kind}, b"]
+        x, y = np.concatenate([top, bottom]), np.repeat([1, 0], [len(top), len(bottom)])
         model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=2_000))
-        log_w = model.fit(x, y).decision_function(sets[1])
+        log_w = model.fit(x, y).decision_function(bottom)
         effect(f"logistic regression, {kind}", None, np.exp(log_w))
         for seed in range(args.seeds):
-            ratio, seconds = timed(fdrl.fit_ratio, jax.random.key(seed), *sets)
-            w, trusted = np.asarray(ratio.weights(sets[1])), ratio.check().trusted
+            ratio, seconds = timed(fdrl.fit_ratio, jax.random.key(seed), top, bottom)
+            w, trusted = np.asarray(ratio.weights(bottom)), ratio.check().trusted
             effect(f"fit_ratio, {kind}", seed, w, seconds=seconds, trusted=trusted)
 
 

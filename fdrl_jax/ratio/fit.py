@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.typing import ArrayLike
-from scipy.stats import norm
+from scipy.stats import norm, rankdata
 
 from fdrl_jax import _keys
 from fdrl_jax.ratio import base, equality, training
@@ -164,7 +164,7 @@ def mutual_information(
 
     Raises:
       TypeError, ValueError: see `fit_ratio`; also if a linear combination of the columns of `x` is
-        one of `y`, which makes the information infinite.
+        one of `y`, or a column a monotone map, which makes the information infinite.
     """
     if y is None:
         raise TypeError("mutual_information needs a key first, such as jax.random.key(0)")
@@ -174,10 +174,11 @@ def mutual_information(
     if num != len(ys):
         raise ValueError(f"x and y must be pairs, one y per x, got {num} and {len(ys)}")
     xs, ys = xs.reshape(num, -1), ys.reshape(num, -1)
-    if _correlation(xs, ys) > 1.0 - _SEEN:
+    ranks = rankdata(xs, axis=0), rankdata(ys, axis=0)
+    if max(_correlation(xs, ys), _correlation(*ranks)) > 1.0 - _SEEN:
         raise ValueError(
-            "a linear combination of the columns of x is one of the columns of y, so their mutual "
-            "information is infinite; remove it, or add the noise of the measurement"
+            "a column or linear combination of columns is the same in x and y, or a monotone map, "
+            "so their mutual information is infinite; remove it, or add the noise of measurement"
         )
     weight = _weights("weights", weights, num)
     numbers = None if groups is None else _numbers((groups,), (num,))
