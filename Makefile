@@ -48,9 +48,11 @@ demo: $(READY) ## draw images, train on the swiss roll and show the report [WORK
 	@echo 'pictures: $(abspath $(PICTURES)mnist.png) $(abspath $(PICTURES)cifar10.png)'
 
 test: $(READY) ## run the tests that are not marked slow [PYTEST_ARGS="-k flow -x"]
+	@echo 'About 1,000 tests: 4 minutes on two idle cores, and less once their programs are compiled.'
 	@$(PY) $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
 test-all: $(READY) ## run all tests
+	@echo 'Also the slow tests: 12 minutes on two idle cores.'
 	@$(PY) $(PYTEST) $(PYTEST_ARGS)
 
 coverage: $(READY) ## measure the share of the library's lines and branches that its tests run

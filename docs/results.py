@@ -10,6 +10,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from benchmarks.race import page as race
+
 Row = dict[str, Any]
 ROOT = Path(__file__).parents[1]
 DATA, PAGE, README = ROOT / "docs/results.jsonl", ROOT / "docs/results.md", ROOT / "README.md"
@@ -94,7 +96,8 @@ def page() -> str:
     for table in spec["table"]:
         section = f"\n## {table['section']}\n" if "section" in table else ""
         text += f"{section}\n### {table['title']}\n\n{table['about'].strip()}\n\n"
-        text += markdown(table, rows)
+        found = [row for row in rows if table["rows"].items() <= row.items()]
+        text += f"{race.table(found)}\n" if table.get("race") else markdown(table, rows)
     return text
 
 

@@ -18,7 +18,8 @@ def as_floating(x: Any) -> Array:
     Raises:
       TypeError: for anything else than one array of real numbers.
     """
-    if isinstance(x, Mapping) or jnp.iscomplexobj(x):
+    of_array = getattr(getattr(x, "dtype", None), "kind", "f")
+    if x is None or isinstance(x, Mapping) or of_array in "cOSU":
         got = getattr(x, "dtype", type(x).__name__)
         raise TypeError(f"points must be one array of real numbers, [B, ...], got {got}")
     if isinstance(x, np.ndarray) and x.dtype.kind in "iu":

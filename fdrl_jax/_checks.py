@@ -58,11 +58,11 @@ def check_number(name: str, value: object, *, above_zero: bool = False) -> None:
 def count_classes(labels: Any, num: int) -> int:
     """Returns C for labels, [num]; raises a ValueError unless each one from 0 to C - 1 occurs."""
     labels = np.asarray(labels)
-    least, is_whole = np.min(labels, initial=0), np.issubdtype(labels.dtype, np.integer)
-    if labels.shape != (num,) or not is_whole or least < 0:
+    is_whole = np.issubdtype(labels.dtype, np.integer)
+    if labels.shape != (num,) or not is_whole or labels.min(initial=0) < 0:
         raise ValueError(
-            f"labels must be one integer >= 0 per example, ({num},), got {labels.dtype} of shape "
-            f"{labels.shape}, of which the smallest is {least}"
+            f"labels must be one integer >= 0 per example, ({num},), got {labels.dtype} "
+            f"{labels.shape}: {labels.ravel()[:3]}"
         )
     found = np.unique(labels)
     if missing := [label for label, other in enumerate(found) if label != other]:
@@ -70,17 +70,21 @@ def count_classes(labels: Any, num: int) -> int:
     return len(found)
 
 
+def check_not_bytes(name: str, x: Any) -> None:
+    """Raises a ValueError for bytes, which are pixels that were not mapped to [-1, 1]."""
+    if getattr(x, "dtype", None) in (np.uint8, np.int8):
+        check_images(name, x)
+
+
 def check_images(name: str, x: Any, largest: float = math.inf) -> None:
     """Raises a ValueError for integers, and for images that are known to be outside of [-1, 1].
 
     `largest` is the absolute value that is allowed, as noise may be outside of this range.
     """
-    got = ""
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        got = f"{x.dtype}"
-    elif not isinstance(x, jax.core.Tracer) and np.max(np.abs(x), initial=0.0) > largest:
-        got = f"values from {np.min(x):.3g} to {np.max(x):.3g}"
-    if got:
+    is_floating = jnp.issubdtype(x.dtype, jnp.floating)
+    is_known = is_floating and not isinstance(x, jax.core.Tracer)
+    if not is_floating or (is_known and np.max(np.abs(x), initial=0.0) > largest):
+        got = f"values from {np.min(x):.3g} to {np.max(x):.3g}" if is_known else x.dtype
         raise ValueError(
             f"{name} must be floating-point numbers in [-1, 1], got {got}: x / 127.5 - 1 maps "
             "bytes to it"

@@ -169,19 +169,15 @@ def low_rank(examples: Iterable[np.ndarray], rank: int) -> LowRank:
 
 
 def moments(examples: Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray]:
-    """Returns N, mean [D] and scatter matrix `Σ (x - μ)(x - μ)ᵀ` [D, D], in one pass."""
+    """Returns N, mean [D] and the lower triangle of `Σ (x - μ)(x - μ)ᵀ` [D, D], in one pass."""
     rows = _rows(examples)
     first = next(rows)
     size = first.rows.shape[1]
     scatter = np.zeros((size, size))
     for seen in itertools.chain([first], rows):
-        # The matrix is symmetric: only the blocks below the diagonal are computed.
         for top in range(0, size, _BLOCK):
             end = min(top + _BLOCK, size)
             scatter[top:end, :end] += seen.rows[:, top:end].T @ seen.rows[:, :end]
-    for top in range(0, size, _BLOCK):
-        end = min(top + _BLOCK, size)
-        scatter[:top, top:end] = scatter[top:end, :top].T
     return seen.num_examples, seen.mean, scatter
 
 

@@ -42,20 +42,10 @@ class Bregman(NamedTuple):
     real_term: Callable[[Array], Array]
     flowed_term: Callable[[Array], Array]
 
-    def __reduce__(self) -> tuple[Callable[..., "Bregman"], tuple[object, ...]]:
-        """Pickles a loss of this module by its name, as its functions have none."""
-        known = REGISTRY.get(self.name) is self
-        return (get, (self.name,)) if known else (Bregman, tuple(self))
-
 
 LSIF = Bregman("lsif", "ratio", lambda out: 0.5 * out**2, lambda out: -out)
 
-LR = Bregman(
-    "lr",
-    "log_ratio",
-    real_term=lambda out: -jax.nn.log_sigmoid(-out),
-    flowed_term=lambda out: -jax.nn.log_sigmoid(out),
-)
+LR = Bregman("lr", "log_ratio", lambda o: -jax.nn.log_sigmoid(-o), lambda o: -jax.nn.log_sigmoid(o))
 
 
 def _exp(log_r: Array) -> Array:

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from fdrl_jax._arrays import evaluate
-from fdrl_jax._checks import logits_of, one_or_nan
-from fdrl_jax.divergences import Output, check_output
+from fdrl_jax._checks import check_name, logits_of, one_or_nan
+from fdrl_jax.divergences import OUTPUTS, Output
 
 __all__ = ["condition"]
 __dir__ = __all__.copy
@@ -59,7 +59,7 @@ def condition(
     Raises:
       ValueError: for an unknown output, and when called, for other shapes or a label out of range.
     """
-    check_output(output)
+    check_name("output", output, OUTPUTS)
     low, high = input_range
 
     def log_p(x: Array) -> Array:

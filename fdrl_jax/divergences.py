@@ -37,6 +37,7 @@ __dir__ = __all__.copy
 
 Array = jax.Array
 Output = Literal["ratio", "log_ratio"]
+OUTPUTS = get_args(Output)
 
 
 class FDivergence(NamedTuple):
@@ -57,51 +58,30 @@ class FDivergence(NamedTuple):
     potential_from_ratio: Callable[[Array], Array] | None = None
 
 
+# The name, `f(r)`, `f'` of the log ratio and, where it is defined, `f'` of an unconstrained ratio.
 PEARSON = FDivergence(
-    name="pearson",
-    f=lambda r: (r - 1.0) ** 2,
-    potential_from_log_ratio=lambda log_r: 2.0 * jnp.exp(log_r),
-    potential_from_ratio=lambda r: 2.0 * r,
+    "pearson", lambda r: (r - 1.0) ** 2, lambda log_r: 2.0 * jnp.exp(log_r), lambda r: 2.0 * r
 )
-
-KL = FDivergence(
-    name="kl",
-    f=lambda r: xlogy(r, r),
-    potential_from_log_ratio=lambda log_r: log_r,
-)
-
-# log(2r / (r + 1)) = log 2 + log sigmoid(log r).
+KL = FDivergence("kl", lambda r: xlogy(r, r), lambda log_r: log_r)
 JS = FDivergence(
-    name="js",
-    f=lambda r: xlogy(r, r) - (r + 1.0) * jnp.log((r + 1.0) / 2.0),
-    potential_from_log_ratio=jax.nn.log_sigmoid,
+    "js",
+    lambda r: xlogy(r, r) - (r + 1.0) * jnp.log((r + 1.0) / 2.0),
+    jax.nn.log_sigmoid,  # log(2r / (r + 1)) = log 2 + log sigmoid(log r).
 )
-
-# log(r + 1) = -log sigmoid(-log r).
 LOGD = FDivergence(
-    name="logd",
-    f=lambda r: (r + 1.0) * jnp.log(r + 1.0) - 2.0 * jnp.log(2.0),
-    potential_from_log_ratio=lambda log_r: -jax.nn.log_sigmoid(-log_r),
+    "logd",
+    lambda r: (r + 1.0) * jnp.log(r + 1.0) - 2.0 * jnp.log(2.0),
+    lambda log_r: -jax.nn.log_sigmoid(-log_r),  # log(r + 1) = -log sigmoid(-log r).
 )
-
-REVERSE_KL = FDivergence(
-    name="reverse_kl",
-    f=lambda r: -jnp.log(r),
-    potential_from_log_ratio=lambda log_r: -jnp.exp(-log_r),
-)
-
+REVERSE_KL = FDivergence("reverse_kl", lambda r: -jnp.log(r), lambda log_r: -jnp.exp(-log_r))
 HELLINGER = FDivergence(
-    name="hellinger",
-    f=lambda r: (jnp.sqrt(r) - 1.0) ** 2,
-    potential_from_log_ratio=lambda log_r: -jnp.exp(-0.5 * log_r),
+    "hellinger", lambda r: (jnp.sqrt(r) - 1.0) ** 2, lambda log_r: -jnp.exp(-0.5 * log_r)
 )
 
 _SMALL_EXPONENT = 0.01  # Below it, `r^b - 1` loses more than two digits for r near 1.
 _ALPHA = re.compile(r"alpha\(\s*(?P<order>[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)\s*\)")
 
-REGISTRY: dict[str, FDivergence] = {
-    d.name: d for d in (PEARSON, KL, JS, LOGD, REVERSE_KL, HELLINGER)
-}
+REGISTRY = {d.name: d for d in (PEARSON, KL, JS, LOGD, REVERSE_KL, HELLINGER)}
 
 
 def alpha(order: float) -> FDivergence:
@@ -164,11 +144,6 @@ def get(spec: str | FDivergence) -> FDivergence:
 _named_alpha = functools.cache(alpha)
 
 
-def check_output(output: str) -> None:
-    """Raises a ValueError unless the output of an estimator is "ratio" or "log_ratio"."""
-    check_name("output", output, get_args(Output))
-
-
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["estimator_fn"], meta_fields=["f_prime"]
 )
@@ -203,7 +178,7 @@ def first_variation(
     Raises:
       ValueError: for an unknown output, or a ratio where the divergence needs a positive one.
     """
-    check_output(output)
+    check_name("output", output, OUTPUTS)
     divergence = get(divergence)
     if output == "log_ratio":
         return FirstVariation(estimator_fn, divergence.potential_from_log_ratio)

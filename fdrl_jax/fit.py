@@ -141,7 +141,7 @@ def fit(
     num_steps = recipe.num_steps if num_steps is None else num_steps
     batch_size = recipe.batch_size if batch_size is None else batch_size
     learning_rate = recipe.learning_rate if learning_rate is None else learning_rate
-    check_count("num_steps", num_steps)
+    check_count("num_steps", num_steps, 1)
     check_count("batch_size", batch_size, 1)
     check_number("learning_rate", learning_rate, above_zero=True)
     is_points, event_shape = x.ndim == 2, x.shape[1:]
@@ -161,6 +161,8 @@ def fit(
             clip=None if is_points else (-1.0, 1.0),
             jitter=recipe.jitter,
         )
+    if not isinstance(method, FDRL | None):
+        raise TypeError(f"method must be an FDRL, got {method!r}")
     method = method or FDRL(
         num_steps=recipe.num_flow_steps,
         num_refine_steps=recipe.num_refine_steps,
@@ -216,8 +218,10 @@ def fit(
 def _checked(data: np.ndarray | Array) -> tuple[np.ndarray, Recipe]:
     """Returns data as float64, and the recipe for their kind."""
     x = np.asarray(data)
-    if x.ndim not in (2, 4) or not x.size:
-        raise ValueError(f"data must be points [N, D] or images [N, H, W, C], got shape {x.shape}")
+    if x.ndim not in (2, 4) or not x.size or x.dtype.kind in "cOSU":
+        raise ValueError(
+            f"data must be numbers, points [N, D] or images [N, H, W, C], got {x.dtype} {x.shape}"
+        )
     if x.ndim == 4:
         check_images("images", x, 1.0)
     x = x.astype(np.float64)
@@ -230,13 +234,13 @@ def _of_samples(
     samples: Any, event_shape: tuple[int, ...], shift: Any, scale: Any, noise: float
 ) -> Prior:
     """Returns the prior that draws one of the given samples, with the noise that data have."""
-    rows = np.asarray(samples, np.float64)
-    if rows.shape[1:] != event_shape or not len(rows) or not np.isfinite(rows).all():
+    is_other = (rows := np.asarray(samples)).dtype.kind in "cOSU" or rows.shape[1:] != event_shape
+    if is_other or not len(rows) or not np.isfinite(rows).all():
         raise ValueError(
             f"a prior must be a Prior, or finite samples with the shape of the data, [M, "
             f"{', '.join(map(str, event_shape))}], got shape {rows.shape}"
         )
-    params = {"rows": ((rows - shift) / scale).astype(np.float32)}
+    params = {"rows": ((rows.astype(np.float64) - shift) / scale).astype(np.float32)}
 
     def sample(params: dict[str, Array], keys: Array, batch: Batch) -> Array:
         x = params["rows"][_choose(_keys.named(keys, "samples"), len(params["rows"]))]
@@ -249,6 +253,8 @@ def _estimator(
     network: nn.Module | None, recipe: Recipe, event_shape: tuple[int, ...], num_classes: int | None
 ) -> tuple[Estimator, nn.Module, tuple[int, ...]]:
     """Returns the estimator, its module, and the shape of one input of it."""
+    if not (network is None or isinstance(network, nn.Module)):
+        raise TypeError(f"network must be a Flax module, such as networks.MLP(), got {network!r}")
     if network is None and len(event_shape) == 1:
         network = networks.MLP()
         if num_classes is not None:

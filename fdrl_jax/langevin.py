@@ -47,22 +47,17 @@ def drift(x: Array, potential_fn: Potential) -> Array:
 
     def total(points: Array) -> Array:
         value = potential_fn(points)
-        if value.shape != points.shape[:1] and not (value.shape == () and points.ndim <= 1):
+        shape = getattr(value, "shape", None)
+        if shape != points.shape[:1] and not (shape == () and points.ndim <= 1):
             raise ValueError(
                 "a potential must return one number per example, shape "
-                f"{points.shape[:1]} for x of shape {points.shape}, got {value.shape}"
-                + ("; drop the last axis: `[:, 0]`" if value.shape[1:] == (1,) else "")
+                f"{points.shape[:1]} for x of shape {points.shape}, got {shape or value}"
+                + ("; drop the last axis: `[:, 0]`" if shape and shape[1:] == (1,) else "")
             )
         return jnp.sum(value)
 
     gradient: Array = jax.grad(total)(vary_with(as_floating(x), total))
     return -gradient
-
-
-def _is_known(leaf: object) -> bool:
-    """Whether a leaf of a pytree is a number or an array with known values."""
-    is_array = isinstance(leaf, (jax.Array, np.ndarray, np.number, int, float))
-    return is_array and not isinstance(leaf, jax.core.Tracer)
 
 
 def flow(
@@ -102,6 +97,8 @@ def flow(
       TypeError: for a key that is not a JAX key, or points that are not one array of real numbers.
       ValueError: for numbers out of their range, and for shapes or keys that do not fit.
     """
+    if not callable(potential_fn):
+        raise TypeError(f"a potential is a function [B, ...] -> [B], got {type(potential_fn)}")
     check_count("num_steps", num_steps)
     if jnp.ndim(first_step) or not jnp.issubdtype(jnp.result_type(first_step), jnp.integer):
         raise ValueError(f"first_step must be one whole number, got {first_step}")
@@ -112,7 +109,9 @@ def flow(
     x0 = as_floating(x0)
     arguments = _keys.typed(key), x0, potential_fn, step_size, noise, first_step, observe
     # A plain function may close over arrays that have changed since it was compiled.
-    is_known = all(map(_is_known, jax.tree.leaves(arguments)))
+    known = (jax.Array, np.ndarray, np.number, int, float)
+    leaves = jax.tree.leaves(arguments)
+    is_known = all(isinstance(a, known) and not isinstance(a, jax.core.Tracer) for a in leaves)
     return (_compiled_flow if is_known else _flow)(*arguments, num_steps=num_steps)
 
 

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from fdrl_jax import bregman as bregman_lib
 from fdrl_jax._arrays import as_floating, vary_with
-from fdrl_jax._checks import check_count, check_images, check_number
+from fdrl_jax._checks import check_count, check_not_bytes, check_number
 from fdrl_jax.bregman import Bregman
 from fdrl_jax.divergences import FDivergence, FirstVariation, Output, first_variation
 from fdrl_jax.langevin import Observe, Schedule, flow
@@ -98,8 +98,7 @@ class FDRL:
     gradient_penalty: ArrayLike = 0.0
 
     def __post_init__(self) -> None:
-        leaf: Any = self.step_size
-        if leaf is None or type(leaf) is object:
+        if any(type(leaf) is object for leaf in (self.step_size, self.gradient_penalty)):
             return  # A structure without values, which JAX builds from a pytree.
         self.potential(jnp.sum)  # A ValueError for names that are unknown or do not fit.
         for name in ("num_steps", "num_refine_steps"):
@@ -115,7 +114,8 @@ class FDRL:
             # JAX stacks the leaves of several methods, and describes them by their shapes.
             is_shape = isinstance(value, jax.ShapeDtypeStruct)
             is_stacked = isinstance(value, jax.Array) and value.ndim > 0
-            if not (value is None or is_schedule or is_shape or is_stacked):
+            is_missing = value is None and name in ("noise_scale", "entropy_weight")
+            if not (is_missing or is_schedule or is_shape or is_stacked):
                 check_number(name, value, above_zero=name == "step_size")
 
     @property
@@ -239,10 +239,9 @@ def objective(
     `penalised` the fraction of both batches, the first examples, that has a penalty.
     """
     for name, array in (("real", real), ("x0", x0)):
-        if getattr(array, "dtype", None) in (jnp.uint8, jnp.int8):
-            check_images(name, array)
+        check_not_bytes(name, array)
     real, x0 = as_floating(real), as_floating(x0)
-    if real.shape[1:] != x0.shape[1:] or not (real.size and x0.size):
+    if not real.ndim or real.shape[1:] != x0.shape[1:] or not (real.size and x0.size):
         raise ValueError(
             "data and prior samples must have the same features and not be empty, got shapes "
             f"{real.shape} and {x0.shape}"
@@ -360,14 +359,15 @@ def _checked_weights(weights: Array, num: int) -> Array:
         raise ValueError(
             f"weights must be one number per data point, shape ({num},), got shape {weights.shape}"
         )
-    if isinstance(weights, jax.core.Tracer):
-        total = jnp.sum(weights)
-        is_valid = jnp.all(weights >= 0) & (total > 0) & (total < math.inf)
+    is_traced = isinstance(weights, jax.core.Tracer)
+    known: Any = weights if is_traced else np.asarray(weights)  # JAX would trace it under jit.
+    total = known.sum()
+    is_valid = (known >= 0).all() & (total > 0) & (total < math.inf)
+    if is_traced:
         return jnp.where(is_valid, weights, jnp.nan)
-    known = np.asarray(weights)
-    if not (np.all(known >= 0) and 0 < known.sum() < math.inf):
+    if not is_valid:
         raise ValueError(
             "weights must be finite numbers >= 0, at least one of them positive; got minimum "
-            f"{known.min()} and sum {known.sum()}"
+            f"{known.min()} and sum {total}"
         )
     return weights

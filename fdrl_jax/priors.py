@@ -62,12 +62,8 @@ def uniform(event_shape: Sequence[int], low: float = -1.0, high: float = 1.0) ->
     """Returns the uniform distribution on a box, by default the uniform prior (UP) on `[-1, 1]`."""
     if not low < high:
         raise ValueError(f"a uniform prior needs low < high, got {low} and {high}")
-    shape = tuple(event_shape)
-
-    def sample(_: Any, keys: Array, batch: Batch) -> Array:
-        return low + (high - low) * _per_example(jax.random.uniform, keys, shape)
-
-    return Prior((), sample)
+    shape, draw = tuple(event_shape), jax.random.uniform
+    return Prior((), lambda _, keys, batch: low + (high - low) * _per_example(draw, keys, shape))
 
 
 def batch(field: str = "source", dequantisation: float = 0.0) -> Prior:

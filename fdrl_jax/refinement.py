@@ -3,18 +3,18 @@
 Every ratio here is q/p, samples over data; of a discriminator with the logit `d = log p/q` of
 "real", it is `-d`.
 
-Refinement (DGflow, `refine`) moves samples along such a ratio towards the data. The ratio is stale:
-it belongs to the samples before the flow, and away from these and from the data its gradient has no
-meaning. To improve a generator reliably, train from its samples: `fit(key, data, prior=samples)`.
+Refinement (DGflow) moves samples along such a ratio, which belongs to the samples before the flow:
+away from these and from the data its gradient has no meaning. To improve a generator reliably,
+train from its samples: `fit(key, data, prior=samples)`.
 
-Rejection (`keep`) is for samples of a trained flow, which moves hardly any mass from one mode to
-another. If a sample `x` is kept with a probability proportional to `1 / r(x)`, the kept samples
-follow the data, as far as the ratio is right for the samples.
+Rejection is for samples of a trained flow, which moves hardly any mass from one mode to another.
+Samples kept with a probability proportional to `1 / r(x)` follow the data, as far as `r` is right.
 
 References: Ansari, Ang and Soh, "Refining Deep Generative Models via Discriminator Gradient Flow",
 arXiv 2012.00780. Azadi et al., "Discriminator Rejection Sampling", ICLR 2019.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 
 from fdrl_jax import _keys, metrics
 from fdrl_jax._arrays import as_floating
-from fdrl_jax._checks import check_count, check_number
+from fdrl_jax._checks import check_count, check_not_bytes, check_number
 from fdrl_jax.divergences import FDivergence, first_variation
 from fdrl_jax.langevin import drift, flow
 
@@ -84,9 +84,14 @@ def refine(
     Raises:
       ValueError: for arguments out of range, and for real data inside `jax.jit`.
     """
-    x = as_floating(x)
-    if not x.size:
-        raise ValueError(f"there are no samples to refine, got shape {x.shape}")
+    for name, array in (("x", x), ("real", real)):
+        check_not_bytes(name, array)
+    x, points = as_floating(x), as_floating(x if real is None else real)
+    if not x.ndim or not (x.size and points.size):
+        raise ValueError(f"refine needs samples and data, got shapes {x.shape} and {points.shape}")
+    for name, array in (("samples", x), ("data", points)):
+        if not (isinstance(array, jax.core.Tracer) or np.isfinite(array).all()):
+            raise ValueError(f"the {name} are not finite")
     check_count("num_steps", num_steps)
     check_number("entropy_weight", entropy_weight)
     potential = first_variation(log_ratio, divergence, output="log_ratio")
@@ -94,7 +99,6 @@ def refine(
     is_traced = isinstance(values, jax.core.Tracer)
     if not is_traced:
         _check_values(values)
-    points = x if real is None else as_floating(real)
     spread = _root_mean_square(points - jnp.mean(points, axis=0))
     if step_size is None:
         speed = _root_mean_square(drift(x, potential))
@@ -105,19 +109,15 @@ def refine(
         eta = jnp.asarray(step_size, x.dtype)
     noise = jnp.sqrt(2.0 * eta * entropy_weight) if entropy_weight else 0.0
 
-    def advance(x: Array, first_step: int, num: int) -> Array:
-        scales: dict[str, Any] = {"step_size": eta, "noise_scale": noise}
-        moved: Array = flow(key, x, potential, num_steps=num, first_step=first_step, **scales)
-        return moved
-
+    scales: dict[str, Any] = {"step_size": eta, "noise_scale": noise}
     if real is None:
-        refined = advance(x, 0, num_steps)
+        refined: Array = flow(key, x, potential, num_steps=num_steps, **scales)
         if not is_traced:
             _warn_outside(x, refined)
         return refined
     if is_traced or isinstance(real, jax.core.Tracer):
         raise ValueError("refine compares samples with real data outside of jax.jit only")
-    one_step = jax.jit(lambda x, k: advance(x, k, 1))
+    one_step = jax.jit(lambda x, k: flow(key, x, potential, num_steps=1, first_step=k, **scales))
     compared, best, distances = np.asarray(real)[:_NUM_COMPARED], x, list[float]()
     for step in range(num_steps + 1):
         x = one_step(x, step - 1) if step else x
@@ -133,8 +133,11 @@ def _root_mean_square(x: Array) -> Array:
 def _check_values(log_ratio: Array) -> None:
     """Warns of values that are not log-ratios of the samples, whose mean is a KL divergence."""
     mean = float(jnp.mean(log_ratio))
+    if math.isnan(mean):
+        raise ValueError("the log-ratio of a sample is NaN")
     error = float(jnp.std(log_ratio)) / len(log_ratio) ** 0.5
-    if mean < -0.1 - 3.0 * error:  # An estimate near 0 may be slightly below it.
+    # An estimate near 0 may be slightly below it, and a single sample has no error.
+    if mean < -0.1 - 3.0 * error and len(log_ratio) > 1:
         reason = (
             f"the log-ratio of the samples is {mean:.3g} on average, but log q/p cannot be "
             "negative there. Pass the negative of a discriminator's logit of 'real'"

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -17,8 +18,11 @@ MAX_WORKER_BYTES = 2**30
 # is a GPU: `JAX_PLATFORMS=cuda make test` asks for that one.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Several devices for pmap and shard_map. Of two equal flags XLA takes the last: the caller's.
-FLAG = f"--xla_force_host_platform_device_count={NUM_FAKE_DEVICES}"
-os.environ["XLA_FLAGS"] = f"{FLAG} {os.environ.get('XLA_FLAGS', '')}".strip()
+FLAGS = [f"--xla_force_host_platform_device_count={NUM_FAKE_DEVICES}"]
+# Without these steps of XLA, compiling takes half the time. Other versions do not know the flags.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
 # The workers fill the cores, so threads for small matrices only wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # joblib makes semaphores at its start, whose clean-up on Python 3.13 may warn in any test's place.

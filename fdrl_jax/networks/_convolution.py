@@ -31,7 +31,6 @@ import numpy as np
 from jax import lax
 
 Array = jax.Array
-_Pair = tuple[Array, ...]
 _Size = tuple[int, int]
 # Stride, size of the input and of the kernel, which two operands do not determine of the third.
 _Geometry = tuple[int, tuple[int, ...], int]
@@ -113,7 +112,7 @@ def _bilinear(wanted: str, geometry: _Geometry, *operands: Array) -> Array:
     return result
 
 
-def _bilinear_bwd(wanted: str, geometry: _Geometry, operands: _Pair, cotangent: Array) -> _Pair:
+def _bilinear_bwd(wanted: str, geometry: _Geometry, operands: Any, cotangent: Array) -> Any:
     known = dict(zip(_OPERANDS[wanted], operands, strict=True)) | {wanted: cotangent}
     return tuple(
         _bilinear(name, geometry, *(known[n] for n in _OPERANDS[name]))

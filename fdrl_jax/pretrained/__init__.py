@@ -249,11 +249,11 @@ def _download(repository: str) -> Path:
     missing = f"there is no folder {repository!r}, and "
     try:
         from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(repository, allow_patterns=[_CONFIG, _ARRAYS]))
     except ModuleNotFoundError as error:
         hint = "the Hugging Face Hub needs a package: pip install huggingface_hub"
         raise ModuleNotFoundError(missing + hint, name=error.name) from error
-    try:
-        return Path(snapshot_download(repository, allow_patterns=[_CONFIG, _ARRAYS]))
     except Exception as error:  # It raises errors of HTTP, of its cache and of the disk.
         reason = str(error).strip().partition("\n")[0]
         raise OSError(f"{missing}nothing came from the Hugging Face Hub: {reason}") from error
@@ -285,7 +285,6 @@ def _load(folder: Path) -> Sampler:
         raise ValueError(f"event_shape must be positive sizes, got {event_shape}")
     if not all(isinstance(name, str) for name in classes):
         raise ValueError(f"the names of classes must be text, got {classes}")
-    _checks.check_number("step_size", config["flow"]["step_size"], above_zero=True)
     method = FDRL(loss=config["loss"], divergence=config["divergence"], **config["flow"])
     if method.num_steps + method.num_refine_steps > _MAX_STEPS:
         raise ValueError(f"the flow has more than {_MAX_STEPS:,} steps")

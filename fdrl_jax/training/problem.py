@@ -37,8 +37,7 @@ class Estimator(NamedTuple):
         spectral normalisation), which flow, loss and sampling use as constants.
       prepare: `variables -> variables` with which `apply` gives the same outputs at a lower cost,
         for instance by casting weights in advance. It is called once before a flow, never on
-        variables that are differentiated. Averaged parameters are float32 even if those of the
-        network have half precision; a network that does not accept this casts them here.
+        variables that are differentiated. Averaged parameters are always float32.
       takes_labels: whether it estimates a ratio for each class, of the batch under "label", [B].
     """
 
@@ -57,6 +56,8 @@ class Estimator(NamedTuple):
 
         def apply(variables: Variables, x: Array, *labels: Array) -> Any:
             outputs: Any = network.apply(variables, x)
+            if labels and outputs.ndim != 2:
+                raise ValueError(f"labels need an output per class, [B, C], got {outputs.shape}")
             for of_x in labels:
                 chosen = jnp.take_along_axis(outputs, of_x[:, None], axis=1)[:, 0]
                 outputs = one_or_nan(of_x, outputs.shape[1]) * chosen
@@ -68,11 +69,6 @@ class Estimator(NamedTuple):
         if isinstance(network, (networks.MLP, networks.ResNet)):
             made = made._replace(prepare=functools.partial(networks.prepare, network))
         return made
-
-    def of(self, variables: Variables, batch: Batch) -> Callable[[Array], Array]:
-        """Returns `x [B, ...] -> [B]` with these variables, and the labels of a batch if needed."""
-        labels = self.labels(batch)
-        return lambda x: self.apply(variables, x, *labels)
 
     def labels(self, batch: Batch) -> tuple[Array, ...]:
         """Returns the further arguments of `apply`: the classes of a batch, if it takes them."""
@@ -101,8 +97,7 @@ class Problem(NamedTuple):
       method: loss, divergence, flow and gradient penalty.
       estimator: the network, which returns `method.output`.
       prior_sample: `(params, keys [B], batch) -> x_0 [B, ...]`, as in `priors.Prior`.
-      condition: `(estimator x -> [B], arrays of a classifier, batch) -> estimator`, for instance
-        with `compose.condition`; or `None`. It is applied only in sampling.
+      condition: a `Condition`, for instance with `compose.condition`, applied only in sampling.
       denoise: `(variables, x [B, ...]) -> [B, ...]`, or `None`. It learns to remove noise from
         data, with its own parameters among the variables, and is applied to refined samples.
     """
@@ -121,7 +116,11 @@ class Problem(NamedTuple):
         With constants, it is that of sampling, conditioned if there is a condition (eq. 12). If the
         estimator takes labels, they are those of the batch.
         """
-        estimator = self.estimator.of(self.estimator.prepare(variables), batch or {})
-        if self.condition is not None and constants is not None:
-            estimator = self.condition(estimator, constants.classifier, batch or {})
-        return self.method.potential(estimator)
+        prepared, labels = self.estimator.prepare(variables), self.estimator.labels(batch or {})
+
+        def estimator(x: Array) -> Array:
+            return self.estimator.apply(prepared, x, *labels)
+
+        if self.condition is None or constants is None:
+            return self.method.potential(estimator)
+        return self.method.potential(self.condition(estimator, constants.classifier, batch or {}))

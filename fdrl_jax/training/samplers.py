@@ -16,7 +16,7 @@ from fdrl_jax.training import rng
 from fdrl_jax.training.problem import Constants, Problem
 from fdrl_jax.training.state import Variables
 
-__all__ = ["STAGES", "flow_keys", "make_path_sampler", "make_sampler", "make_segment"]
+__all__ = ["STAGES", "make_path_sampler", "make_sampler", "make_segment"]
 __dir__ = __all__.copy
 
 Array = jax.Array
@@ -45,7 +45,7 @@ def make_sampler(problem: Problem, stages: Sequence[str] = ("refined",)) -> Samp
     def sample(
         key: Array, variables: Variables, constants: Constants, batch: Batch
     ) -> dict[str, Array]:
-        keys = rng.example_keys(_root(key), rng.Stream.PRIOR, batch["position"])
+        keys = _keys(key, rng.Stream.PRIOR, batch)
         x0 = problem.prior_sample(constants.prior, keys, batch)
         drawn = {"prior": x0}
 
@@ -94,7 +94,7 @@ def make_segment(
         key: Array, variables: Variables, constants: Constants, batch: Batch, first: int | Array
     ) -> Any:
         return flow(
-            flow_keys(key, batch["position"]),
+            _keys(key, rng.Stream.FLOW, batch),
             batch["x"],
             problem.potential(variables, batch, constants),
             num_steps=num_steps,
@@ -106,10 +106,6 @@ def make_segment(
     return advance
 
 
-def flow_keys(key: Array, positions: Array) -> Array:
-    """Returns the keys of the noise of samples, [B], by the root key and their positions."""
-    return rng.example_keys(_root(key), rng.Stream.FLOW, positions)
-
-
-def _root(key: Array) -> Array:
-    return rng.stream_key(key, rng.Stream.SAMPLE)
+def _keys(key: Array, stream: rng.Stream, batch: Batch) -> Array:
+    """Returns the keys of samples, [B], by the root key and their positions."""
+    return rng.example_keys(rng.stream_key(key, rng.Stream.SAMPLE), stream, batch["position"])

@@ -71,9 +71,8 @@ def apply_gradients(
     update = optax.with_extra_args_support(optimizer).update
     updates, opt_state = update(grads, state.opt_state, params, **extra_args)
     params = optax.apply_updates(params, updates)
-    rate: Any = ema_rate
-    if ema_ramp:
-        rate = jnp.minimum(ema_rate, (1.0 + state.step) / (10.0 + state.step))
+    ramp = (1.0 + state.step) / (10.0 + state.step)
+    rate: Any = jnp.minimum(ema_rate, ramp) if ema_ramp else ema_rate
     average = state.ema_variables["params"]
     # In half precision, a small step towards the parameters would round to none.
     wide = jax.tree.map(lambda new, old: new.astype(old.dtype), params, average)

@@ -3,13 +3,11 @@
 import functools
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fdrl_jax as fdrl
-from fdrl_jax import divergences
 
 X = jax.random.normal(jax.random.key(0), (16, 2))
 MEANS = jnp.array([[1.0, 0.0], [-1.0, 0.5], [0.0, -2.0]])
@@ -75,33 +73,15 @@ def test_the_classifier_gets_inputs_in_its_own_range():
     np.testing.assert_allclose(mapped, condition(log_ratio, classifier, 0)(X), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", divergences.REGISTRY)
-def test_an_uninformative_classifier_does_not_change_the_drift(name):
-    conditioned = condition(log_ratio, lambda x: jnp.full((len(x), 3), 7.0), 2, 2.0)
-    found, expected = (
-        fdrl.drift(X, fdrl.first_variation(of, name, output="log_ratio"))
-        for of in (conditioned, log_ratio)
-    )
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("label", [3, -1, 99])
-def test_a_traced_label_that_is_out_of_range_gives_nan_and_not_another_class(label):
+def test_a_traced_label_that_is_out_of_range_gives_nan_and_not_another_class():
     @jax.jit
     def drift(labels):
         conditioned = condition(log_ratio, classifier, labels)
-        return fdrl.drift(X[:3], fdrl.first_variation(conditioned, "kl", output="log_ratio"))
+        return fdrl.drift(X[:5], fdrl.first_variation(conditioned, "kl", output="log_ratio"))
 
-    assert np.isnan(drift(label)).any(axis=1).all()
-    found = np.isnan(drift(jnp.array([0, 1, label]))).any(axis=1)
-    np.testing.assert_array_equal(found, [False, False, True])
-
-
-def test_a_conditioned_ratio_is_exported_for_batches_of_any_size():
-    of_class = condition(log_ratio, classifier, 1)
-    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 2"), jnp.float32)
-    exported = jax.export.export(jax.jit(of_class))(shape)
-    np.testing.assert_allclose(exported.call(X), of_class(X), rtol=1e-6)
+    found = np.isnan(drift(jnp.array([0, 3, 1, -1, 99]))).any(axis=1)
+    np.testing.assert_array_equal(found, [False, True, False, True, True])
+    assert np.isnan(drift(3)).any(axis=1).all()
 
 
 def column(x):
@@ -118,10 +98,6 @@ MISUSE = {
         "unknown output 'logits'; allowed: ratio, log_ratio",
     ),
     "shapes": (lambda: condition(column, classifier, 0)(X), r"got \(16, 1\); from \[B, 1\]"),
-    "of ratio": (
-        lambda: fdrl.condition(column, classifier, 0, output="ratio")(X),
-        r"got \(16, 1\); from \[B, 1\]",
-    ),
 }
 
 

@@ -17,6 +17,7 @@ SHORT = fdrl.FDRL(num_steps=2, step_size=0.1, noise_scale=0.01)
 ANGLES = 2 * np.pi * np.random.default_rng(0).integers(0, 8, 20_000) / 8
 MODES = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=-1)
 RING = MODES + 0.0141 * np.random.default_rng(1).normal(size=MODES.shape)
+MLP = fdrl.networks.MLP((4,))
 BRIEF = {"num_steps": 3, "batch_size": 8, "method": SHORT}
 
 
@@ -35,15 +36,6 @@ def test_points_of_any_unit_come_back_in_it_and_the_ratio_is_of_it():
     np.testing.assert_allclose(path[-1], samples[:5], rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(path[0], sampler.prior(jax.random.key(1), 5), rtol=1e-4, atol=1e-3)
     assert np.all(np.abs(sampler.log_ratio(POINTS.astype(np.float32))) < 2.0)
-
-
-@pytest.mark.slow
-def test_the_key_determines_everything():
-    first, same, other = (
-        fdrl.fit(key, POINTS, **BRIEF)(KEY, 4) for key in (KEY, KEY, jax.random.key(1))
-    )
-    np.testing.assert_array_equal(first, same)
-    assert np.all(first != other)
 
 
 @pytest.mark.slow
@@ -75,14 +67,19 @@ def test_images_are_trained_by_the_recipe_and_drawn_in_their_range():
 
 
 @pytest.mark.slow
-def test_a_network_of_the_user_may_have_an_output_per_class():
+def test_a_network_of_the_user_has_an_output_per_class_and_the_key_determines_everything():
     class Linear(nn.Module):
         @nn.compact
         def __call__(self, x):
             return nn.Dense(2)(x)
 
-    sampler = fdrl.fit(KEY, POINTS, labels=LABELS, network=Linear(), **BRIEF)
-    assert sampler(KEY, 6).shape == (6, 2)
+    options = {"labels": LABELS, "network": Linear(), **BRIEF}
+    first, same, other = (
+        fdrl.fit(key, POINTS, **options)(KEY, 6) for key in (KEY, KEY, jax.random.key(1))
+    )
+    assert first.shape == (6, 2)
+    np.testing.assert_array_equal(first, same)
+    assert np.all(first != other)
 
 
 @pytest.mark.slow
@@ -97,13 +94,23 @@ def test_a_generator_of_own_data_finds_all_modes_of_the_ring():
 
 
 MISUSE = {
-    "shape": ({"data": POINTS[:, 0]}, r"points \[N, D\] or images \[N, H, W, C\], got shape \(400"),
+    "shape": (
+        {"data": POINTS[:, 0]},
+        r"or images \[N, H, W, C\], got float64 \(400",
+    ),
     "bytes": ({"data": np.zeros((9, 8, 8, 1), np.uint8)}, "x / 127.5 - 1 maps bytes to it"),
     "range": ({"data": 200 * np.sign(IMAGES)}, r"in \[-1, 1\], got values from -200 to 200"),
     "nan": ({"data": np.full((9, 2), np.nan)}, "the data are not finite"),
     "labels": ({"labels": LABELS[:5]}, "labels must be one integer >= 0 per example"),
+    "names": ({"labels": np.array(["a"] * 400)}, "labels must be one integer >= 0 per example"),
+    "class": ({"labels": np.full(400, 10**9)}, "label 0 of 1000000001 has no examples"),
+    "complex": ({"data": POINTS + 1j}, "data must be numbers, .* got complex128"),
+    "network": ({"network": print}, "network must be a Flax module"),
+    "one output": ({"labels": LABELS, "network": MLP}, r"an output per class, \[B, C\], got \("),
+    "method": ({"method": "kl"}, "method must be an FDRL, got 'kl'"),
+    "name": ({"prior": "normal"}, "a prior must be a Prior, or finite samples"),
     "prior": ({"prior": POINTS[:, :1]}, "finite samples with the shape of the data"),
-    "steps": ({"num_steps": -1}, "num_steps must be a whole number >= 0"),
+    "steps": ({"num_steps": -1}, "num_steps must be a whole number >= 1"),
     "rate": ({"learning_rate": float("nan")}, "learning_rate must be above 0 and finite"),
     "key": ({"key": 0}, "key must be a JAX key"),
     "diverged": ({"learning_rate": 1e30}, "training diverged before step 3: use a smaller"),

@@ -314,6 +314,9 @@ MISUSE = {
     "keys without noise": ({"key": EXAMPLE_KEYS[:3], "noise_scale": 0}, "got 3 for 8"),
     "rbg keys": ({"key": RBG_KEYS}, "needs the generator 'threefry2x32', got 'rbg'"),
     "seed": ({"key": 0}, r"such as jax.random.key\(0\), got int 0"),
+    "text": ({"x0": np.array([["a"]])}, "one array of real numbers, .* got <U1"),
+    "no function": ({"potential_fn": 3.0}, "a potential is a function .* got <class 'float'>"),
+    "no result": ({"potential_fn": lambda x: None}, r"one number per example, .* got None"),
     "dictionary": ({"x0": {"a": START}}, r"one array of real numbers, \[B, ...\], got dict"),
 }
 

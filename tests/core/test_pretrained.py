@@ -146,7 +146,6 @@ def test_images_are_clipped_unless_asked_otherwise():
 
 MISUSES = [
     ("swissroll", lambda s: s(KEY, 0), "num_samples must be a whole number >= 1, got 0"),
-    ("swissroll", lambda s: s.path(KEY, 0), "num_samples must be a whole number >= 1, got 0"),
     ("swissroll", lambda s: s(7, 3), "key must be a JAX key, .* got int 7"),
     ("swissroll", lambda s: s(KEY, 3, labels=[0, 0, 0]), "so it has no labels"),
     ("cifar10", lambda s: s(KEY, 3, labels="hors"), "did you mean 'horse'"),

@@ -99,9 +99,14 @@ def test_a_larger_quantile_keeps_more_and_nan_is_not_kept():
 
 ZEROS = jnp.zeros(8)
 MISUSE = {
-    "no samples": (lambda: fdrl.refine(KEY, X[:0], log_ratio), r"no samples to refine, .* \(0, 2"),
+    "no samples": (lambda: fdrl.refine(KEY, X[:0], log_ratio), r"needs samples .* \(0, 2"),
     "size": (lambda: fdrl.refine(KEY, X, log_ratio, step_size=-1.0), "step_size must be >= 0"),
     "weight": (lambda: fdrl.refine(KEY, X, log_ratio, entropy_weight=-1), "entropy_weight must"),
+    "no data": (lambda: fdrl.refine(KEY, X, log_ratio, real=X[:0]), r"samples and data, .* \(0, 2"),
+    "nan sample": (lambda: fdrl.refine(KEY, X * np.nan, log_ratio), "the samples are not finite"),
+    "nan data": (lambda: fdrl.refine(KEY, X, log_ratio, real=X * np.nan), "the data are not fin"),
+    "bytes": (lambda: fdrl.refine(KEY, np.ones((4, 2), np.uint8), log_ratio), "got uint8"),
+    "nan ratio": (lambda: fdrl.refine(KEY, X, lambda x: x[:, 0] * jnp.nan), "a sample is NaN"),
     "features": (lambda: fdrl.refine(KEY, X, log_ratio, real=REAL[:, :1]), "features"),
     "column": (lambda: keep(KEY, ZEROS[:, None]), r"shape \[B\] with B > 0, got \(8, 1\)"),
     "quantile": (lambda: keep(KEY, ZEROS, quantile=5.0), "from 0 to 1, got 5"),

@@ -136,18 +136,6 @@ def test_n_steps_and_then_m_equal_n_plus_m_steps_bit_for_bit_and_single_ones():
     chex.assert_trees_all_equal(same, start)
 
 
-@pytest.mark.slow
-def test_several_seeds_train_at_once_under_vmap_as_they_do_one_by_one():
-    keys = jax.vmap(rng.root_key)(jnp.arange(2))
-    start = small_problem.initial_state()
-    run = steps.repeat_steps(small_problem.train_step(), 4)
-    together, _ = jax.jit(jax.vmap(lambda key: run(key, start, CONSTANTS, None, 4)))(keys)
-    for i, key in enumerate(keys):
-        single, _ = jax.jit(run)(key, start, CONSTANTS, None, 4)
-        own = jax.tree.map(lambda a, i=i: a[i], together)
-        chex.assert_trees_all_close(own, single, rtol=1e-4, atol=1e-5)
-
-
 def test_data_are_drawn_with_one_key_at_consecutive_positions_and_get_their_noise():
     calls, num = [], 4_096
 
@@ -287,7 +275,8 @@ def sample(positions, **options):
 
 def test_stages_paths_and_segments_pass_through_the_same_samples_of_the_flow():
     stages, path = sample(jnp.arange(6)), sample(jnp.arange(6), path=True)
-    keys = samplers.flow_keys(rng.root_key(0), jnp.arange(6))
+    root = rng.stream_key(rng.root_key(0), rng.Stream.SAMPLE)
+    keys = rng.example_keys(root, rng.Stream.FLOW, jnp.arange(6))
     potential = small_problem.problem().potential(VARIABLES)
     hyper = {"step_size": 0.1, "noise_scale": 0.2}
     for stage, num in (("prior", 0), ("bridged", 4), ("refined", 6)):
@@ -314,14 +303,6 @@ def test_a_sample_does_not_depend_on_its_batch_nor_start_where_training_starts()
     assert not np.any(np.isin(whole["prior"], small_problem.PRIOR(keys)))
 
 
-def test_a_path_is_not_stored_twice_in_memory():
-    path = jax.jit(samplers.make_path_sampler(small_problem.problem(num_steps=300)))
-    batch = {"position": jax.ShapeDtypeStruct((200,), jnp.int32)}
-    memory = path.lower(KEY, VARIABLES, CONSTANTS, batch).compile().memory_analysis()
-    assert memory.output_size_in_bytes >= 303 * 200 * 2 * 4
-    assert memory.temp_size_in_bytes < 0.2 * memory.output_size_in_bytes
-
-
 # A ratio for each class, and a denoiser
 
 
@@ -332,7 +313,7 @@ def test_a_network_with_an_output_per_class_takes_labels():
     assert estimator.takes_labels
     assert not Estimator.from_network(networks.MLP()).takes_labels
     labels = jnp.array([2, 0, 1, 2])
-    found = estimator.of(estimator.prepare(variables), {"label": labels})(x)
+    found = estimator.apply(estimator.prepare(variables), x, labels)
     outputs = network.apply(variables, x)
     np.testing.assert_allclose(found, outputs[jnp.arange(4), labels], rtol=1e-6)
     with pytest.raises(ValueError, match="from 0 to 2"):

@@ -8,10 +8,13 @@ import pytest
 
 from examples import authors_weights
 
-torch = pytest.importorskip("torch")
-
 GOLDEN = Path(__file__).parents[1] / "golden"
 FILE = GOLDEN / "original_mlp_ckpt.pt"
+
+
+@pytest.fixture(autouse=True)
+def _with_pytorch():
+    pytest.importorskip("torch")  # Takes seconds: not where all tests are collected.
 
 
 def test_a_checkpoint_has_the_authors_outputs_and_settings_and_draws_samples(tmp_path):

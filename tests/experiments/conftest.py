@@ -88,22 +88,19 @@ def _copy(trained: Path, folder: Path) -> Run:
     return run.open_run(folder)
 
 
-@pytest.fixture(scope="module")
-def trained(_trained_once, tmp_path_factory) -> Run:
-    """A tiny run on the swiss roll, trained and evaluated; the tests of a module may change it."""
-    return _copy(_trained_once("swissroll"), tmp_path_factory.mktemp("swissroll") / "run")
+def _copy_for_a_module(name: str) -> Any:
+    """A fixture: a tiny run, trained and evaluated, which the tests of a module may change."""
+
+    @pytest.fixture(scope="module")
+    def copied(_trained_once, tmp_path_factory) -> Run:
+        return _copy(_trained_once(name), tmp_path_factory.mktemp(name) / "run")
+
+    return copied
 
 
-@pytest.fixture(scope="module")
-def of_digits(_trained_once, tmp_path_factory) -> Run:
-    """The same on digits."""
-    return _copy(_trained_once("digits"), tmp_path_factory.mktemp("digits") / "run")
-
-
-@pytest.fixture(scope="module")
-def by_class(_trained_once, tmp_path_factory) -> Run:
-    """The same on digits, with a density ratio for each class."""
-    return _copy(_trained_once("by_class"), tmp_path_factory.mktemp("by_class") / "run")
+trained = _copy_for_a_module("swissroll")
+of_digits = _copy_for_a_module("digits")
+by_class = _copy_for_a_module("by_class")  # A density ratio for each class of digits.
 
 
 @pytest.fixture(scope="session")

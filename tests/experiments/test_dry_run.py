@@ -18,10 +18,11 @@ def test_a_dry_run_begins_with_its_estimate_and_ends_with_the_settings_that_diff
     assert lines[0].startswith("whole run: about ")
     assert lines[2].startswith("  evaluation of 5,000 samples and report: "), "as many are drawn"
     answer = "\n".join(lines[: lines.index("settings that differ from the defaults:")])
-    for word in ("4 training steps of", "not included: fitting", "MiB"):
-        assert word in answer
-    for word in ("1,437 training images, 10 classes", "data: digits, grey images of 8 x 8", " par"):
-        assert word in answer
+    for words in (
+        *("4 training steps of", "not included: fitting", "MiB", " par"),
+        *("1,437 training images, 10 classes", "data: digits, grey images of 8 x 8"),
+    ):
+        assert words in answer
     shown = [line.split()[0] for line in lines if line.startswith("  ") and "." in line.split()[0]]
     assert "flow.step_size" in shown
     assert "data.num_held_out" not in shown  # As by default.

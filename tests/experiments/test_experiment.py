@@ -9,6 +9,8 @@ from experiments.data import load
 from experiments.errors import UserError
 from fdrl_jax import networks
 
+DIGITS = {"data.name": "digits", "network.name": "resnet32"}
+
 
 def of(changes):
     return settings.from_config(changes)
@@ -35,18 +37,10 @@ def test_the_network_of_the_paper_follows_the_size_of_the_images():
         ({"loss.name": "lr", "loss.divergence": "log_d(0.5)"}, "log_d"),
         ({"prior.name": "source"}, "needs images to start from"),
         ({"network.denoiser_width": 4}, "network.denoiser_width needs images and a"),
-        (
-            {"data.name": "digits", "network.name": "resnet32", "network.denoiser_width": 4},
-            "a data.dequantisation above 0",
-        ),
+        ({**DIGITS, "network.denoiser_width": 4}, "a data.dequantisation above 0"),
         ({"prior.name": "data_dependent", "prior.rank": 3}, "the rank must be from 1 to 2"),
         (
-            {
-                "data.name": "digits",
-                "data.source_class": "3",
-                "data.target_class": "8",
-                "network.name": "resnet32",
-            },
+            {**DIGITS, "data.source_class": "3", "data.target_class": "8"},
             "a translation starts from images, with prior.name='source', not 'normal'",
         ),
     ],

@@ -29,22 +29,11 @@ def streamed(monkeypatch):
     monkeypatch.setattr(stored, "MAX_IN_MEMORY_BYTES", 0)
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("images"), numbered(60), size=12)
-
-
-@pytest.fixture
-def trained_on(images, tmp_path, streamed):
-    """Images, and a run of 4 steps on them, streamed, with a checkpoint at each step."""
-    shutil.copytree(images, tmp_path / "images")
+@pytest.mark.usefixtures("streamed")
+def test_a_run_samples_without_its_images_and_resumes_with_moved_but_not_with_other_ones(tmp_path):
+    images, folder = write_folder(tmp_path / "images", numbered(60), size=12), tmp_path / "run"
     every = {"checkpoint.every_steps": 1, "checkpoint.keep": 9}
-    start("train", tmp_path / "run", CONFIG, changes(tmp_path / "images", **every))
-    return tmp_path / "images", tmp_path / "run"
-
-
-def test_a_run_samples_without_its_images_and_resumes_with_moved_ones(trained_on):
-    images, folder = trained_on
+    start("train", folder, CONFIG, changes(images, **every))
     created = run.open_run(folder)
     assert "No verdict: only 6 held-out images" in created.report.read_text()
     moved = images.rename(images.with_name("moved"))
@@ -59,6 +48,9 @@ def test_a_run_samples_without_its_images_and_resumes_with_moved_ones(trained_on
     for change, error in (({"data.center_crop": 10}, "center_crop"), ({"prior.rank": 5}, "rank")):
         with pytest.raises(UserError, match=error):
             train(folder, {"data.dir": moved, **change})
+    (moved / "000.png").write_bytes(encoded(picture(12, 12, 99)))
+    with pytest.raises(UserError, match="renamed or replaced since the run"):
+        train(folder, {"data.dir": moved})
 
 
 @pytest.mark.slow
@@ -77,14 +69,6 @@ def test_few_or_equal_images_train_and_sample_and_their_report_says_what_is_miss
     assert "held-out image" in (folder / "report.html").read_text()
 
 
-def test_resuming_with_other_pixels_under_equal_names_is_refused(trained_on):
-    images, folder = trained_on
-    (images / "000.png").write_bytes(encoded(picture(12, 12, 99)))
-    with pytest.raises(UserError, match="renamed or replaced since the run"):
-        train(folder)
-
-
-@pytest.mark.slow
 @pytest.mark.usefixtures("streamed")
 def test_a_pair_flows_from_source_images_held_out_ones_first(tmp_path):
     where, folder, levels = tmp_path / "pair", tmp_path / "run", {"A": 255, "B": 0}

@@ -1,21 +1,12 @@
 """Pictures of arrays: grids, strips, curves, in a style of their own."""
 
-import matplotlib
 import numpy as np
 from PIL import Image
 
 from experiments import pictures
 from experiments.data.source import Source
-from experiments.pictures import images
 
 PATH = np.linspace(-1.0, 1.0, 5)[:, None, None, None, None] * np.ones((5, 2, 4, 4, 1))
-
-
-def test_pictures_do_not_change_matplotlib_for_the_process():
-    before = dict(matplotlib.rcParams)
-    figure = images.by_class(np.zeros((4, 8, 8, 1)), np.arange(4), list("abcd"))
-    assert figure.axes[0].texts[0].get_fontsize() == 11 != before["font.size"]
-    assert dict(matplotlib.rcParams) == before
 
 
 def test_an_animation_plays_all_steps_for_ever_and_shows_the_last_one_longer(tmp_path):

@@ -15,7 +15,9 @@ from experiments import report, settings
 
 
 def record_of(run):
-    (file,) = run.evaluations.glob("step_4-*/record.json")
+    """The record of the training, which is the first one, and its folder."""
+    files = run.evaluations.glob("step_4-*/record.json")
+    file = min(files, key=lambda path: path.stat().st_mtime_ns)
     return json.loads(file.read_text()), file.parent
 
 

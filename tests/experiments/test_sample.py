@@ -1,9 +1,7 @@
 """Mode sample: files for other programs, records that distinguish them, classes, and kills."""
 
-import dataclasses
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -149,9 +147,7 @@ def test_other_stages_and_samples_never_leave_the_device(trained, monkeypatch):
     whole = draw.sample_state(model, state, NUM, num_prior=NUM, num_bridged=NUM)
     fetched, gather = [], parallel.gather
     monkeypatch.setattr(parallel, "gather", lambda part: fetched.append(part.size) or gather(part))
-
     some = draw.sample_state(model, state, NUM, num_prior=NUM_PRIOR)
-
     assert [len(stage) for stage in some] == [NUM_PRIOR, 0, NUM]
     np.testing.assert_array_equal(some.prior, whole.prior[:NUM_PRIOR])
     np.testing.assert_allclose(some.refined, whole.refined, rtol=1e-5, atol=1e-6)
@@ -163,14 +159,3 @@ def test_other_stages_and_samples_never_leave_the_device(trained, monkeypatch):
     path = draw.paths(model, state, 4)
     for step, stage in zip((0, 3, 4), whole, strict=True):
         np.testing.assert_allclose(path[step], stage[:4], rtol=1e-5, atol=1e-6)
-
-
-def test_a_last_batch_that_is_not_full_needs_no_image_beyond_the_last_sample(trained):
-    opened, asked = open_checkpoint(command("sample", trained.root)), []
-    source = opened.experiment.source._replace(
-        starts=lambda positions: asked.extend(positions) or np.zeros((len(positions), 2))
-    )
-    model = dataclasses.replace(opened.experiment, source=source)
-    draw.make(model, ["prior"])(*draw.on_devices(model, opened.state), {"prior": 5})
-    assert draw.positions(model, 5).size > 5 or jax.device_count() == 1
-    assert {*asked} == {0, 1, 2, 3, 4}

@@ -12,7 +12,6 @@ from image_files import Payload
 from PIL import Image
 from small_runs import SMALL_RESNET, start
 
-from experiments import run
 from experiments.errors import UserError
 
 SECRET = "s3cr3t-0123456789abcdef"
@@ -87,21 +86,3 @@ def test_shared_files_of_a_run_contain_no_path_of_this_machine(of_images, image_
     private = {Path.home(), Path.cwd(), of_images.root, image_folder, Path(__file__).parents[2]}
     content = b"".join(path.read_bytes() for path in [of_images.report, *files])
     assert not [p for p in private if len(p.parts) > 1 and str(p).encode() in content]
-
-
-@pytest.mark.slow
-def test_a_copied_run_contains_no_home_and_no_working_folder(image_folder, tmp_path, monkeypatch):
-    home, work = tmp_path / "home", tmp_path / "work"
-    shutil.copytree(image_folder, home / "images")
-    work.mkdir()
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.chdir(work)
-    changes = {"data.dir": home / "images", "data.image_size": 8, **SMALL_RESNET}
-    start("train", Path("run"), "folder:tiny", changes)
-    files = [path for path in (work / "run").rglob("*") if path.is_file()]
-    assert {"run.json", "commands.jsonl", "reference.npz"} <= {path.name for path in files}
-    # Orbax's mark of a complete checkpoint contains the path of its folder.
-    content = b"".join(p.read_bytes() for p in files if p.name != "commit_success.txt")
-    assert not any(str(p).encode() in content for p in (home, work, Path(__file__).parents[2]))
-    monkeypatch.setenv("HOME", str(tmp_path / "other"))
-    assert run.open_run(work / "run").settings.data.dir == str(tmp_path / "other" / "images")

@@ -69,9 +69,6 @@ def test_value_and_both_gradients_are_those_of_the_native_rule(
     assert_close(value_and_gradients(convolve), value_and_gradients(native))
 
 
-# Bytes for groups of one, two or three of the six images, depending on kernel and stride.
-
-
 @pytest.mark.parametrize(("kernel_size", "stride"), [(1, 1), (3, 2)])
 def test_derivatives_of_order_two_and_three_are_those_of_the_native_rule(kernel_size, stride):
     x, kernel = draw(kernel_size)
@@ -116,15 +113,6 @@ def test_shard_map_sums_the_gradients_of_parameters_over_replicas(cache, check_v
     assert_close(jax.jit(mapped)(x, kernel, BIAS), jax.grad(whole, (0, 1, 2))(x, kernel, BIAS))
 
 
-def test_an_export_for_several_platforms_with_a_symbolic_batch_runs_here(monkeypatch):
-    monkeypatch.setattr(_convolution, "_CACHE_BYTES", 0)
-    x, kernel = draw(3)
-    gradient = jax.jit(jax.grad(lambda kernel, x: jnp.sum(convolve(x, kernel, 2) ** 2), (0, 1)))
-    symbolic = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 6, 5, 3"), x.dtype)
-    export = jax.export.export(gradient, platforms=("cpu", "cuda", "tpu"))
-    assert_close(export(kernel, symbolic).call(kernel, x), gradient(kernel, x))
-
-
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_only_cpu_gets_the_canonical_derivatives(platform):
     gradients = jax.jit(jax.grad(lambda *args: jnp.sum(convolve(*args) ** 2), (0, 1)))
@@ -138,19 +126,6 @@ def test_other_kernels_and_strides_are_rejected():
     for size, stride, message in ((2, 2), 1, "odd"), ((3, 1), 1, "odd"), ((3, 3), 0, "got 0"):
         with pytest.raises(ValueError, match=message):
             convolve(jnp.zeros((1, 4, 4, 3)), jnp.zeros((*size, 3, 4)), stride)
-
-
-@pytest.mark.parametrize("batch", [1, 17])
-def test_kernel_gradients_in_bfloat16_do_not_depend_on_the_padding_of_the_batch(batch):
-    x, kernel = (a.astype(jnp.bfloat16) for a in draw(3, (5, 5), (3, 2), batch))
-
-    def gradient(dtype):
-        def loss(kernel):
-            return jnp.sum(convolve(x.astype(dtype), kernel).astype(jnp.float32) ** 2) / 2
-
-        return jax.jit(jax.grad(loss))(kernel.astype(dtype)).astype(jnp.float32)
-
-    assert_close(gradient(jnp.bfloat16), gradient(jnp.float32), 2e-2)
 
 
 KERNELS_OF_A_RUN = """

@@ -17,13 +17,8 @@ from fdrl_jax.training import rng, state, steps
 from fdrl_jax.training.problem import Constants, Estimator, Problem
 
 # The networks for images take long to compile.
-NAMES = [
-    "mlp",
-    *(
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in ("resnet32", "resnet64_shallow_sn_attn")
-    ),
-]
+DEEP = ("resnet32", "resnet64_shallow_sn_attn")
+NAMES = ["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in DEEP)]
 # Rounding error of x in float32, a lower bound of the error of a difference of two positions.
 ROUNDING = 4e-7
 FLOW_TOLERANCE = {"float64": 1e-4, "float32": 3e-3}
@@ -56,7 +51,6 @@ def test_outputs_and_input_gradients_equal_the_reference_values(name):
         return jax.grad(total, has_aux=True)(x)
 
     grad, out = gradient_and_output(case.variables, case.images("x"))
-
     assert_close(out, case.numbers["y"], tolerance(name))
     # In float32, gradient and flow of the deep network depend on the processor.
     assert_close(grad, case.images("grad_x"), 3e-3 if name == "resnet32" else tolerance(name))
@@ -81,7 +75,6 @@ def test_losses_and_gradient_norms_equal_the_reference_values(name):
         return values, dict(zip(values, norms, strict=True))
 
     values, norms = losses_and_norms(case.variables["params"], fixed, x)
-
     for key in golden.LOSSES:
         assert_close(values[key], case.numbers[f"loss_{key}"], tolerance(name))
         assert_close(norms[key], case.numbers[f"gradnorm_{key}"], tolerance(name))
@@ -117,7 +110,6 @@ def test_flows_equal_the_reference_values(name):
 @pytest.mark.parametrize("name", golden.NETWORKS)
 def test_importing_expects_the_names_of_the_authors_code(name):
     features = load(name).images("x").shape[-1]
-
     assert torch_shapes(golden.NETWORKS[name], features) == golden.shapes(name)
 
 
@@ -152,9 +144,7 @@ def test_five_steps_of_training_equal_the_reference_values():
     )
     batches = {"real": numbers["x_real"], "source": numbers["x0"]}
     arguments = (state.create(variables, optimizer), Constants((), prior.params), batches, 5)
-
     end, metrics = jax.jit(steps.repeat_steps(step, 5))(rng.root_key(0), *arguments)
-
     np.testing.assert_allclose(metrics["loss"], numbers["losses"], rtol=1e-4)
     for of, name in ((end.variables, "y_final"), (end.ema_variables, "y_ema")):
         assert_close(net.apply(of, numbers["x0"][0]), numbers[name], 1e-4)
