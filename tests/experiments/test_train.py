@@ -78,7 +78,7 @@ def test_a_combination_that_cannot_run_is_refused_before_the_prior_is_fitted(
     monkeypatch.setattr(program.prior, "fit_to", lambda *_: pytest.fail("the prior was fitted"))
     of_images = {"data.dir": image_folder, "data.num_held_out": 1, "evaluate.every_steps": 2}
     for config, changes, expected in (
-        ("digits:tiny", {"loss.name": "lsif"}, "use 'lsif' with"),
+        ("digits:tiny", {"loss.name": "lsif"}, "needs a positive ratio"),
         ("digits:tiny", {"train.batch_size": 15}, "does not divide over"),
         ("digits:tiny", {"evaluate.inception_weights": "nowhere.pth"}, "nowhere.pth"),
         ("folder:tiny", {**of_images, "data.image_size": 8}, "at least 2 held-out images"),
