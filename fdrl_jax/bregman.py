@@ -42,11 +42,6 @@ class Bregman(NamedTuple):
     real_term: Callable[[Array], Array]
     flowed_term: Callable[[Array], Array]
 
-    def __reduce__(self) -> tuple[Callable[..., "Bregman"], tuple[object, ...]]:
-        """Pickles a loss of this module by its name, as its functions have none."""
-        known = REGISTRY.get(self.name) is self
-        return (get, (self.name,)) if known else (Bregman, tuple(self))
-
 
 LSIF = Bregman("lsif", "ratio", lambda out: 0.5 * out**2, lambda out: -out)
 

@@ -121,7 +121,6 @@ class Problem(NamedTuple):
         def estimator(x: Array) -> Array:
             return self.estimator.apply(prepared, x, *labels)
 
-        if self.condition is not None and constants is not None:
-            conditioned = self.condition(estimator, constants.classifier, batch or {})
-            return self.method.potential(conditioned)
-        return self.method.potential(estimator)
+        if self.condition is None or constants is None:
+            return self.method.potential(estimator)
+        return self.method.potential(self.condition(estimator, constants.classifier, batch or {}))
