@@ -1,15 +1,15 @@
 """Density ratios on public tests, next to other methods on the same rows, on one CPU core.
 
-    python -m benchmarks.ratios information [--tasks NAME ...] [--seeds 3] [--sizes 5000 10000]
-    python -m benchmarks.ratios far [--dims 40 80 160 320]
-    python -m benchmarks.ratios power [--trials 200]
+    python -m benchmarks.ratios information --seeds 3 --sizes 5000 10000
+    python -m benchmarks.ratios far
+    python -m benchmarks.ratios power
     python -m benchmarks.ratios weights --seeds 10
-    python -m benchmarks.ratios inference [--observations 10]
+    python -m benchmarks.ratios inference
     python -m benchmarks.ratios outliers --mnist mnist.zip
 
-Each command prints its rows as they come, and writes them to `runs/ratios/TABLE.jsonl`. The first
-use of `information`, `weights` and `inference` makes an environment of its own in `--environment`
-and installs packages there: the tests, at the versions of which the figures are.
+Each command prints its rows as they come, and appends them to `runs/ratios/TABLE.jsonl`. Rows that
+are there already are not computed again. `information`, `weights` and `inference` first install
+the tests, at the versions of the figures, in environments of their own.
 """
 
 import argparse
@@ -18,7 +18,8 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,29 +39,64 @@ import fdrl_jax as fdrl
 from fdrl_jax.ratio import DensityRatio, Options, Trunk
 
 Row = dict[str, Any]
+
+
+class Table:
+    """Rows of a table, printed and appended to a file as they come."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        lines = file.read_text().splitlines() if file.exists() else []
+        self.rows: list[Row] = [json.loads(line) for line in lines]
+
+    def has(self, task: str, seed: int | None = None) -> bool:
+        """Returns whether the table has a row of a task already."""
+        return (task, seed) in {(row["task"], row["seed"]) for row in self.rows}
+
+    def add(
+        self, task: str, method: str, seed: int | None, metric: str, value: float, **more: Any
+    ) -> None:
+        """Adds a row."""
+        row: Row = {"task": task, "method": method, "seed": seed, "metric": metric}
+        self.rows.append(row | {"value": float(value)} | more)
+        print(line := json.dumps(self.rows[-1]), flush=True)
+        with self.file.open("a") as file:
+            print(line, file=file)
+
+
 PACKAGES = {
     "information": ["benchmark-mi==0.1.3", "jax==0.4.26", "jaxlib==0.4.26", "scipy<1.13"],
     "weights": ["causaldata==0.1.5", "pandas"],
 }
 # Runs in the environment of benchmark-mi: draws the rows, and runs its estimators on them.
 DRAW = """
-import json, pathlib, sys, time, numpy as np, bmi.estimators as e
+import json, sys, time, numpy as np, bmi.estimators as e
 from bmi.benchmark import BENCHMARK_TASKS
-folder, size, seed, num_rivals, *names = sys.argv[1:]
+if len(sys.argv) == 2:
+    sys.exit(print(*BENCHMARK_TASKS))
+name, size, seed, num_rivals, out = sys.argv[2:]
 makers = {"KSG": lambda: e.KSGEnsembleFirstEstimator(neighborhoods=(10,)),
           "CCA": e.CCAMutualInformationEstimator, "MINE": e.MINEEstimator,
           "InfoNCE": e.InfoNCEEstimator, "NWJ": e.NWJEstimator}
-for name in names or BENCHMARK_TASKS:
-    out = pathlib.Path(folder) / f"{name},{size},{seed},{num_rivals}.npz"
-    if not out.exists():
-        task = BENCHMARK_TASKS[name]
-        x, y = (np.asarray(part) for part in task.sample(int(size), int(seed)))
-        found = {}
-        for rival in list(makers)[: int(num_rivals)]:
-            start = time.process_time()
-            found[rival] = float(makers[rival]().estimate(x, y)), time.process_time() - start
-        np.savez(out, x=x, y=y, truth=task.mutual_information, rivals=json.dumps(found))
-    print(out, flush=True)
+task, found = BENCHMARK_TASKS[name], {}
+x, y = (np.asarray(part) for part in task.sample(int(size), int(seed)))
+for rival in list(makers)[: int(num_rivals)]:
+    start = time.process_time()
+    found[rival] = float(makers[rival]().estimate(x, y)), time.process_time() - start
+np.savez(out, x=x, y=y, truth=task.mutual_information, rivals=json.dumps(found))
+"""
+# The treated of the experiment, a, and the controls of the CPS, b.
+LALONDE = """
+import sys, causaldata, numpy as np
+a, b = (getattr(causaldata, f"{n}_mixtape").load_pandas().data for n in ("nsw", "cps"))
+found = {}
+for name, people in (("a", a[a.treat == 1]), ("b", b[b.treat == 0])):
+    raw = people["age educ black hisp marr nodegree re74 re75".split()].to_numpy(float)
+    found[f"raw columns, {name}"] = raw
+    logs = [f(column) for column in raw.T[6:] for f in (np.log1p, lambda v: v == 0)]
+    found[f"log earnings, {name}"] = np.column_stack([raw[:, :6], *logs])
+    found[f"outcome, {name}"] = people["re78"].to_numpy(float)
+np.savez(sys.argv[1], **found)
 """
 
 
@@ -75,12 +111,6 @@ def environment(args: argparse.Namespace, table: str) -> Path:
     return python
 
 
-def row(task: str, method: str, seed: int | None, metric: str, value: float, **more: Any) -> Row:
-    """Returns a row of a table."""
-    known = {"task": task, "method": method, "seed": seed, "metric": metric, "value": float(value)}
-    return known | more
-
-
 def timed(function: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, float]:
     """Returns the result and the CPU time in seconds, compilation included."""
     start = time.process_time()
@@ -88,54 +118,56 @@ def timed(function: Callable[..., Any], *arguments: Any, **options: Any) -> tupl
     return result, time.process_time() - start
 
 
-def information(args: argparse.Namespace) -> Iterator[Row]:
+def information(args: argparse.Namespace, table: Table) -> None:
     """Mutual information: the 40 tasks of benchmark-mi (Czyz et al., NeurIPS 2023)."""
-    command = [environment(args, "information"), "-c", DRAW, args.environment]
-    for seed in range(args.seeds):
-        for size in args.sizes:
-            options = [str(size), str(seed), str(args.rivals), *(args.tasks or ())]
-            drawn = subprocess.run([*command, *options], check=True, capture_output=True, text=True)
-            for file in map(Path, drawn.stdout.split()):
-                with np.load(file) as found:
-                    x, y, truth = found["x"], found["y"], float(found["truth"])
-                    others = json.loads(str(found["rivals"]))
-                name = file.name.split(",")[0]
-                estimate, seconds = timed(fdrl.mutual_information, jax.random.key(seed), x, y)
-                check = estimate.ratio.check()
-                task, real = f"{name}, {size:,} rows", {"real": truth}
-                yield row(
-                    *(task, "mutual_information", seed, "nats", estimate.value),
-                    **real,
-                    standard_error=estimate.standard_error,
-                    trusted=check.trusted,
-                    network=estimate.ratio.heads is not None,
-                    ranks=estimate.ratio.columns.knots is not None,
-                    waymarks=len(estimate.ratio.waymarks) - 2,
-                    seconds=seconds,
-                )
-                for rival, (value, rival_seconds) in others.items():
-                    yield row(task, rival, seed, "nats", value, **real, seconds=rival_seconds)
+    draw = [environment(args, "information"), "-c", DRAW, args.environment]
+    names = subprocess.run(draw, check=True, capture_output=True, text=True).stdout.split()
+    for size, seed in product(args.sizes or (5_000, 10_000), range(args.seeds)):
+        for name in args.tasks or names:
+            task = f"{name}, {size:,} rows"
+            if table.has(task, seed):
+                continue
+            file = args.environment / f"{name},{size},{seed},{args.rivals}.npz"
+            if not file.exists():
+                options = [name, str(size), str(seed), str(args.rivals), file]
+                subprocess.run([*draw, *options], check=True)
+            with np.load(file) as found:
+                x, y, real = found["x"], found["y"], float(found["truth"])
+                others = json.loads(str(found["rivals"]))
+            estimate, seconds = timed(fdrl.mutual_information, jax.random.key(seed), x, y)
+            table.add(
+                *(task, "mutual_information", seed, "nats", estimate.value),
+                real=real,
+                standard_error=estimate.standard_error,
+                trusted=estimate.ratio.check().trusted,
+                network=estimate.ratio.heads is not None,
+                ranks=estimate.ratio.columns.knots is not None,
+                waymarks=len(estimate.ratio.waymarks) - 2,
+                seconds=seconds,
+            )
+            for rival, (value, seconds) in others.items():
+                table.add(task, rival, seed, "nats", value, real=real, seconds=seconds)
 
 
-def far(args: argparse.Namespace) -> Iterator[Row]:
+def far(args: argparse.Namespace, table: Table) -> None:
     """Pairs of correlated Gaussians with d / 4 nats in d dimensions (Rhodes et al., 2020)."""
     steps = {40: 1_000, 80: 1_500, 160: 3_000, 320: 4_000}
     rho = (1.0 - np.exp(-1.0)) ** 0.5  # Half a nat per pair.
-    for dim in args.dims:
-        for seed in range(args.seeds):
-            rng = np.random.default_rng(seed)
-            x, noise = rng.standard_normal((2, 100_000, dim // 2), np.float32)
-            estimate, seconds = timed(
-                fdrl.mutual_information,
-                jax.random.key(seed),
-                x,
-                rho * x + (1.0 - rho**2) ** 0.5 * noise,
-                network=Trunk((min(4 * dim, 1024),)),
-                num_waymarks=7,
-                options=Options(num_steps=steps[dim]),
-            )
-            task, method = f"Gaussians, {dim} dimensions", "mutual_information, 7 waymarks"
-            yield row(task, method, seed, "nats", estimate.value, real=dim / 4, seconds=seconds)
+    for dim, seed in product(args.columns or steps, range(args.seeds)):
+        task = f"Gaussians, {dim} dimensions"
+        if table.has(task, seed):
+            continue
+        rng = np.random.default_rng(seed)
+        x, noise = rng.standard_normal((2, 100_000, dim // 2), np.float32)
+        estimate, seconds = timed(
+            fdrl.mutual_information,
+            *(jax.random.key(seed), x, rho * x + (1.0 - rho**2) ** 0.5 * noise),
+            network=Trunk((min(4 * dim, 1024),)),
+            num_waymarks=7,
+            options=Options(num_steps=steps[dim]),
+        )
+        method = "mutual_information, 7 waymarks"
+        table.add(task, method, seed, "nats", estimate.value, real=dim / 4, seconds=seconds)
 
 
 Draw = Callable[[np.random.Generator, int, int], tuple[np.ndarray, np.ndarray]]
@@ -209,87 +241,63 @@ def classifier_test(rng: np.random.Generator, top: np.ndarray, bottom: np.ndarra
     return float(stats.binomtest(right, len(test), 0.5, alternative="greater").pvalue)
 
 
-def power(args: argparse.Namespace) -> Iterator[Row]:
+def power(args: argparse.Namespace, table: Table) -> None:
     """Shares of trials in which a test at 5% finds a difference, and the error of log r."""
     rivals = {"t-test": t_test, "MMD": mmd, "classifier test": classifier_test}
-    for name in args.tasks or POWER:
+    sizes, columns = args.sizes or (200, 50, 1_000), args.columns or (1, 5, 20)
+    for num, name, dim in product(sizes, args.tasks or POWER, columns):
+        task = f"{name}, {num} rows, {dim} columns"
+        if table.has(task):
+            continue
         draw, truth = POWER[name]
-        for num in args.sizes or (50, 200, 1_000):
-            for dim in args.columns:
-                trials = max(args.trials * 200 // max(num, 200), args.trials // 5)
-                found: dict[str, list[float]] = {name: [] for name in ["fit_ratio", *rivals]}
-                errors, ones, trusted = [], [], 0
-                for trial in range(trials):
-                    rng = np.random.default_rng([trial, num, dim])
-                    top, bottom = draw(rng, num, dim)
-                    ratio = fdrl.fit_ratio(jax.random.key(trial), top, bottom)
-                    fresh = np.concatenate(draw(rng, 1_000, dim))
-                    errors.append(np.abs(ratio.log_ratio(fresh) - truth(fresh)).mean())
-                    ones.append(np.abs(truth(fresh)).mean())
-                    trusted += ratio.check().trusted
-                    found["fit_ratio"].append(ratio.p_value)
-                    for rival, test in rivals.items():
-                        found[rival].append(test(rng, top, bottom))
-                task = f"{name}, {num} rows, {dim} columns"
-                more = {
-                    "error of log r": float(np.mean(errors)),
-                    "error of the ratio 1": float(np.mean(ones)),
-                    "trusted": trusted / trials,
-                }
-                for method, p in found.items():
-                    share = np.mean(np.array(p) <= 0.05)
-                    extra = more if method == "fit_ratio" else {}
-                    yield row(
-                        task, method, None, "share found at 5%", share, **extra, trials=trials
-                    )
+        trials = max(args.trials * 200 // max(num, 200), args.trials // 5)
+        found: dict[str, list[float]] = {method: [] for method in ["fit_ratio", *rivals]}
+        errors, trusted = [], 0
+        for trial in range(trials):
+            rng = np.random.default_rng([trial, num, dim])
+            top, bottom = draw(rng, num, dim)
+            ratio = fdrl.fit_ratio(jax.random.key(trial), top, bottom)
+            fresh = np.concatenate(draw(rng, 1_000, dim))
+            real = truth(fresh)
+            errors.append([np.abs(ratio.log_ratio(fresh) - real).mean(), np.abs(real).mean()])
+            trusted += ratio.check().trusted
+            found["fit_ratio"].append(ratio.p_value)
+            for rival, test in rivals.items():
+                found[rival].append(test(rng, top, bottom))
+        ours, one = np.mean(errors, axis=0)
+        more: Row = {"error of log r": ours, "error of the ratio 1": one}
+        more["trusted"] = trusted / trials
+        for method, p in found.items():
+            share = float(np.mean(np.array(p) <= 0.05))
+            table.add(task, method, None, "share found at 5%", share, **more, trials=trials)
+            more = {}
 
 
-def lalonde(args: argparse.Namespace) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Returns columns of the treated of the experiment, and of the controls of the CPS."""
-    script = (
-        "import sys, causaldata as c, numpy as np\n"
-        "a = c.nsw_mixtape.load_pandas().data; b = c.cps_mixtape.load_pandas().data\n"
-        "a, b = a[a.treat == 1], b[b.treat == 0]\n"
-        "names = [n for n in a.columns if n != 'data_id']\n"
-        "np.savez(sys.argv[1], names=names, a=a[names].to_numpy(float), b=b[names].to_numpy(float))"
-    )
-    file = args.environment / "lalonde.npz"
-    subprocess.run([environment(args, "weights"), "-c", script, file], check=True)
-    with np.load(file) as found:
-        names = [str(name) for name in found["names"]]
-        return tuple(dict(zip(names, found[part].T, strict=True)) for part in "ab")  # type: ignore[return-value]
-
-
-def weights(args: argparse.Namespace) -> Iterator[Row]:
+def weights(args: argparse.Namespace, table: Table) -> None:
     """LaLonde: the effect of a training from weighted controls; the experiment says 1,794."""
-    raw = ["age", "educ", "black", "hisp", "marr", "nodegree", "re74", "re75"]
+    file = args.environment / "lalonde.npz"
+    subprocess.run([environment(args, "weights"), "-c", LALONDE, file], check=True)
+    with np.load(file) as found:
+        people = dict(found)
+    y_top, y_bottom = people["outcome, a"], people["outcome, b"]
 
-    def columns(people: dict[str, np.ndarray], logs: bool) -> np.ndarray:
-        found = [people[name] for name in raw]
-        if logs:
-            found[-2:] = [f(people[n]) for n in raw[-2:] for f in (np.log1p, lambda v: v == 0)]
-        return np.stack(found, axis=1)
+    def effect(method: str, seed: int | None, w: np.ndarray, **more: Any) -> None:
+        value = y_top.mean() - np.average(y_bottom, weights=w)
+        more["effective sample size"] = float(w.sum() ** 2 / np.sum(w**2))
+        task, metric = "LaLonde, CPS controls", "effect, dollars"
+        table.add(task, method, seed, metric, value, real=1794, **more)
 
-    people = lalonde(args)
-    outcomes = [p["re78"] for p in people]
-
-    def effect(method: str, seed: int | None, w: np.ndarray, **more: Any) -> Row:
-        value = outcomes[0].mean() - np.average(outcomes[1], weights=w)
-        more = {"real": 1794, "effective sample size": float(w.sum() ** 2 / np.sum(w**2))} | more
-        return row("LaLonde, CPS controls", method, seed, "effect, dollars", value, **more)
-
-    yield effect("no weights", None, np.ones(len(outcomes[1])))
-    for logs in (False, True):
-        sets = [columns(p, logs) for p in people]
-        kind = "log earnings" if logs else "raw columns"
-        x, y = np.concatenate(sets), np.repeat([1, 0], [len(s) for s in sets])
+    effect("no weights", None, np.ones(len(y_bottom)))
+    for kind in ("raw columns", "log earnings"):
+        top, bottom = people[f"{kind}, a"], people[f"{kind}, b"]
+        x, y = np.concatenate([top, bottom]), np.repeat([1, 0], [len(top), len(bottom)])
         model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=2_000))
-        log_w = model.fit(x, y).decision_function(sets[1])
-        yield effect(f"logistic regression, {kind}", None, np.exp(log_w))
+        log_w = model.fit(x, y).decision_function(bottom)
+        effect(f"logistic regression, {kind}", None, np.exp(log_w))
         for seed in range(args.seeds):
-            ratio, seconds = timed(fdrl.fit_ratio, jax.random.key(seed), *sets)
-            w, trusted = np.asarray(ratio.weights(sets[1])), ratio.check().trusted
-            yield effect(f"fit_ratio, {kind}", seed, w, seconds=seconds, trusted=trusted)
+            ratio, seconds = timed(fdrl.fit_ratio, jax.random.key(seed), top, bottom)
+            w, trusted = np.asarray(ratio.weights(bottom)), ratio.check().trusted
+            effect(f"fit_ratio, {kind}", seed, w, seconds=seconds, trusted=trusted)
 
 
 def two_moons(rng: np.random.Generator, theta: np.ndarray) -> np.ndarray:
@@ -341,7 +349,9 @@ def posterior(
 
     log_w = np.concatenate([np.asarray(log_ratio(part)) for part in np.split(candidates, 50)])
     k1, key = jax.random.split(key)
-    theta = jnp.asarray(candidates)[jax.random.categorical(k1, jnp.asarray(log_w), shape=(10_000,))]
+    weight = np.cumsum(np.exp(np.float64(log_w) - log_w.max()))
+    chosen = np.searchsorted(weight, weight[-1] * jax.random.uniform(k1, (10_000,)))
+    theta = jnp.asarray(candidates)[np.minimum(chosen, len(weight) - 1)]
     steps = 10.0 ** jnp.linspace(0.0, -1.5, 100)
     spread = jnp.std(theta, axis=0)
 
@@ -376,7 +386,7 @@ def c2st(samples: np.ndarray, reference: np.ndarray) -> float:
     return float(cross_val_score(model, x[order], y[order], cv=5).mean())
 
 
-def inference(args: argparse.Namespace) -> Iterator[Row]:
+def inference(args: argparse.Namespace, table: Table) -> None:
     """Posteriors of simulators from 10,000 simulations, against the references of sbibm."""
     folder = args.environment / "sbibm"
     if not folder.exists():
@@ -384,37 +394,37 @@ def inference(args: argparse.Namespace) -> Iterator[Row]:
         subprocess.run([*pip, "-d", args.environment], check=True)
         with zipfile.ZipFile(next(args.environment.glob("sbibm-*.whl"))) as wheel:
             wheel.extractall(folder)
-    for name in args.tasks or SIMULATORS:
+    for name, seed in product(args.tasks or SIMULATORS, range(args.seeds)):
         simulate, size, width, published = SIMULATORS[name]
-        for seed in range(args.seeds):
-            rng = np.random.default_rng(seed)
+        task = f"{name}, 10,000 simulations"
+        if table.has(task, seed):
+            continue
+        rng = np.random.default_rng(seed)
 
-            def prior(num: int, rng=rng, size=size, width=width) -> np.ndarray:  # type: ignore[no-untyped-def]
-                if width is None:
-                    return rng.normal(0.0, 0.1**0.5, (num, size))
-                return rng.uniform(-width, width, (num, size))
+        def prior(num: int, rng: Any = rng, size: Any = size, width: Any = width) -> np.ndarray:
+            if width is None:
+                return np.float32(rng.normal(0.0, 0.1**0.5, (num, size)))
+            return np.float32(rng.uniform(-width, width, (num, size)))
 
-            theta = prior(10_000)
-            found, seconds = timed(
-                *(fdrl.mutual_information, jax.random.key(seed), theta, simulate(rng, theta)),
-                num_waymarks=0,
-            )
-            values = []
-            for number in range(1, args.observations + 1):
-                files = folder / "sbibm/tasks" / name / "files" / f"num_observation_{number}"
-                x = np.loadtxt(files / "observation.csv", delimiter=",", skiprows=1)
-                packed = files / "reference_posterior_samples.csv.bz2"
-                reference = np.loadtxt(packed, delimiter=",", skiprows=1)
-                samples = posterior(
-                    jax.random.key(number), found.ratio, x, np.float32(prior(500_000)), width
-                )
-                values.append(c2st(samples, reference))
-            more = {"published NRE": published, "of observations": values, "nats": found.value}
-            task, method = f"{name}, 10,000 simulations", "mutual_information(theta, x).ratio"
-            yield row(task, method, seed, "C2ST", np.mean(values), **more, seconds=seconds)
+        theta = prior(10_000)
+        found, seconds = timed(
+            *(fdrl.mutual_information, jax.random.key(seed), theta, simulate(rng, theta)),
+            num_waymarks=0,
+        )
+        values = []
+        for number in range(1, args.observations + 1):
+            files = folder / "sbibm/tasks" / name / "files" / f"num_observation_{number}"
+            x = np.loadtxt(files / "observation.csv", delimiter=",", skiprows=1)
+            packed = files / "reference_posterior_samples.csv.bz2"
+            reference = np.loadtxt(packed, delimiter=",", skiprows=1)
+            samples = posterior(jax.random.key(number), found.ratio, x, prior(500_000), width)
+            values.append(c2st(samples, reference))
+        more = {"published NRE": published, "of observations": values, "nats": found.value}
+        method = "mutual_information(theta, x).ratio"
+        table.add(task, method, seed, "C2ST", np.mean(values), **more, seconds=seconds)
 
 
-def outliers(args: argparse.Namespace) -> Iterator[Row]:
+def outliers(args: argparse.Namespace, table: Table) -> None:
     """A digit is missing in training: average precision of `-log r` for it in the test set.
 
     The numerator is the inliers of training and the denominator the unlabelled test set (Hido et
@@ -427,23 +437,23 @@ def outliers(args: argparse.Namespace) -> Iterator[Row]:
         labels = np.array([int(name.split("/")[-2]) for name in names])
         small = [Image.open(file.open(n)).convert("L").resize((14, 14)) for n in names]
     images = np.stack([np.asarray(i, np.float32) for i in small]).reshape(len(names), -1) / 255.0
-    for seed in range(args.seeds):
+    for seed, digit in product(range(args.seeds), (1, 4, 5, 7, 9)):
+        if table.has(task := f"MNIST without {digit}", seed):
+            continue
         rng = np.random.default_rng(seed)
         noisy = images + rng.uniform(0.0, 1.0 / 16.0, images.shape)
         in_training = rng.random(len(images)) < 0.5
-        for digit in (1, 4, 5, 7, 9):
-            inliers = noisy[in_training & (labels != digit)]
-            test, is_outlier = noisy[~in_training], labels[~in_training] == digit
-            key = jax.random.key(seed)
-            ratio, seconds = timed(fdrl.fit_ratio, key, inliers, test, num_waymarks=0)
-            scores = ratio.log_ratio(test), ratio.scores[1].log_ratio
-            value, out = (float(average_precision_score(is_outlier, -s)) for s in scores)
-            yield row(
-                *(f"MNIST without {digit}", "fit_ratio, unlabelled test set", seed),
-                *("average precision", value),
-                **{"out of fold": out, "share of outliers": float(is_outlier.mean())},
-                seconds=seconds,
-            )
+        inliers = noisy[in_training & (labels != digit)]
+        test, is_outlier = noisy[~in_training], labels[~in_training] == digit
+        key = jax.random.key(seed)
+        ratio, seconds = timed(fdrl.fit_ratio, key, inliers, test, num_waymarks=0)
+        scores = ratio.log_ratio(test), ratio.scores[1].log_ratio
+        value, out = (float(average_precision_score(is_outlier, -s)) for s in scores)
+        table.add(
+            *(task, "fit_ratio, unlabelled test set", seed, "average precision", value),
+            **{"out of fold": out, "share of outliers": float(is_outlier.mean())},
+            seconds=seconds,
+        )
 
 
 TABLES = {t.__name__: t for t in (information, far, power, weights, inference, outliers)}
@@ -456,28 +466,21 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rivals", type=int, default=5, help="of KSG, CCA, MINE, InfoNCE, NWJ")
     parser.add_argument("--sizes", type=int, nargs="+", help="rows of each set")
-    parser.add_argument("--columns", type=int, nargs="+", default=[1, 5, 20])
+    parser.add_argument("--columns", type=int, nargs="+", help="of each set")
     parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--dims", type=int, nargs="+", default=[40, 80, 160, 320])
     parser.add_argument("--tasks", nargs="+", help="only these")
     parser.add_argument("--observations", type=int, default=10)
     parser.add_argument("--mnist", type=Path, help="zip of class folders, for 'outliers'")
     parser.add_argument("--environment", type=Path, default=Path("runs/ratios/environment"))
     parser.add_argument("--out", type=Path, default=Path("runs/ratios"))
     args = parser.parse_args(argv)
-    if args.table == "information":
-        args.sizes = args.sizes or [5_000, 10_000]
     if args.table == "outliers" and args.mnist is None:
         parser.error("outliers needs --mnist")
     for folder in (args.out, args.environment):
         folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    with (args.out / f"{args.table}.jsonl").open("a") as file:
-        for found in TABLES[args.table](args):
-            rows.append(found)
-            for stream in (sys.stdout, file):
-                print(json.dumps(found), file=stream, flush=True)
-    return rows
+    table = Table(args.out / f"{args.table}.jsonl")
+    TABLES[args.table](args, table)
+    return table.rows
 
 
 if __name__ == "__main__":

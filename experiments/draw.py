@@ -47,7 +47,7 @@ def on_devices(model: Experiment, state: TrainState) -> tuple[Any, Any]:
 def sample_state(
     model: Experiment, state: TrainState, num: int, *, num_prior: int = 0, num_bridged: int = 0
 ) -> Samples:
-    """Draws samples of a train state (one replica), and keeps so many of each stage."""
+    """Draws samples of a train state (one replica), and keeps these numbers of each stage."""
     wanted = zip(Samples._fields, (num_prior, num_bridged, num), strict=True)
     keep = {stage: count for stage, count in wanted if count}
     arrays, progress = on_devices(model, state), devices.is_first_process()

@@ -43,38 +43,38 @@ _VOTES_UNDER_WAY = 2
 def train(command: Command) -> None:
     """Trains a density ratio, or resumes, evaluates the last state and writes the report."""
     with run.locked_folder(command.folder, creates=command.config is not None):
-        opened, model = open_or_create(command)
-        last = fit(model, opened)
+        current, model = open_or_create(command)
+        last = fit(model, current)
         # Imported here because it takes seconds, and training should start immediately.
         from experiments import evaluate
 
-        evaluate.evaluate(Opened(opened, model, last.state, last.sha256), live=model.source)
+        evaluate.evaluate(Opened(current, model, last.state, last.sha256), live=model.source)
 
 
 def train_classifier(command: Command) -> None:
     """Trains a classifier and prints the accuracy on held-out images."""
     with run.locked_folder(command.folder, creates=command.config is not None):
-        opened, model = open_or_create(command, "classifier")
-        state = fit(model, opened).state
+        current, model = open_or_create(command, "classifier")
+        state = fit(model, current).state
         if not devices.is_first_process():
             return
-        found = classifier.write_accuracy(opened, model, state)
+        found = classifier.write_accuracy(current, model, state)
         of = f"on {found['num_images']:,} held-out images"
         print(f"  accuracy {of}: {found['clean_accuracy']:.2%}")
         if epsilon := found["robust_at_epsilon"]:
             print(f"  under attack, L2 distance {epsilon:g}: {found['robust_accuracy']:.2%}")
-        print(f"classifier: --classifier={shlex.quote(str(opened.root))}")
+        print(f"classifier: --classifier={shlex.quote(str(current.root))}")
 
 
 def open_or_create(command: Command, kind: Kind = "ratio") -> tuple[Run, Any]:
     """Opens or creates a locked run and builds what it trains; checks before it writes."""
-    opened = run.open_run(command.folder, kind) if run.exists(command.folder) else None
-    wanted, source = settings_and_data(command, opened)
+    current = run.open_run(command.folder, kind) if run.exists(command.folder) else None
+    wanted, source = settings_and_data(command, current)
     used = devices.resolved(wanted)
     devices.multiply_in(used.precision)
     software = {**devices.environment(used.precision), "devices": None, "cores": None}
     shared, data = settings.shareable(wanted), run.describe_data(source)
-    run.check_agreed([opened and opened.id, shared, data, software])
+    run.check_agreed([current and current.id, shared, data, software])
     with experiment.explained():
         devices.local_batch_size(used.train.batch_size)
     model: Training
@@ -83,34 +83,34 @@ def open_or_create(command: Command, kind: Kind = "ratio") -> tuple[Run, Any]:
     else:
         check(used, source)
         fit_to = functools.partial(prior.fit_to, source, used.prior)
-        model = experiment.build(used, source, opened.prior() if opened else fit_to)
-    if opened is not None:
-        opened.warn_of_changes(used.precision)
+        model = experiment.build(used, source, current.prior() if current else fit_to)
+    if current is not None:
+        current.warn_of_changes(used.precision)
     else:
-        opened = run.create(command.folder, kind, wanted, source, model.fitted, command.text)
+        current = run.create(command.folder, kind, wanted, source, model.fitted, command.text)
         if model.fitted and not devices.is_first_process():
             # Each process has fitted a prior of its own, and all must train with the stored one.
-            model = experiment.build(used, source, opened.prior())
+            model = experiment.build(used, source, current.prior())
     if devices.is_first_process():
         print(devices.describe_devices())
-        opened.log_command(command.text)
-    return opened, model
+        current.log_command(command.text)
+    return current, model
 
 
-def settings_and_data(command: Command, opened: Run | None = None) -> tuple[Settings, Source]:
+def settings_and_data(command: Command, current: Run | None = None) -> tuple[Settings, Source]:
     """Returns the checked settings of a command, and the training data."""
     if command.config is not None:
         wanted = settings.from_config(command.config)
-    elif opened is not None:
-        wanted = settings.replace(opened.settings, command.changes)
+    elif current is not None:
+        wanted = settings.replace(current.settings, command.changes)
     else:
         raise UserError("--config=FILE.py is missing; the folder configs/ has examples")
-    if opened is not None:  # Before minutes of reading.
-        wanted = experiment.for_shape(wanted, tuple(opened.data["event_shape"]))
-        wanted = opened.changed(wanted, "train")
+    if current is not None:  # Before minutes of reading.
+        wanted = experiment.for_shape(wanted, tuple(current.data["event_shape"]))
+        wanted = current.changed(wanted, "train")
     source = load(wanted.data)
-    if opened is not None:
-        opened.check_data(source)
+    if current is not None:
+        current.check_data(source)
     return experiment.for_shape(wanted, source.event_shape), source
 
 
@@ -122,14 +122,14 @@ def check(wanted: Settings, source: Source) -> None:
         inception.describe(weights)  # Raises an error if something is missing.
 
 
-def fit(training: Training, opened: Run) -> Restored:
+def fit(training: Training, current: Run) -> Restored:
     """Trains from the newest checkpoint of a locked run, or from the start, to the last step.
 
     Metrics, snapshots and checkpoints do not depend on where a run was interrupted. May raise
     `DivergedError` and `StoppedError`; saved checkpoints remain.
     """
     wanted, last = training.settings, training.settings.train.num_steps
-    with StopSignals() as stop, opened.checkpoints(wanted.checkpoint.keep) as store:
+    with StopSignals() as stop, current.checkpoints(wanted.checkpoint.keep) as store:
         restored = store.restore(training.state_shapes())
         run.check_agreed(restored and restored.sha256)
         start = restored.state if restored else training.init_state()
@@ -137,19 +137,19 @@ def fit(training: Training, opened: Run) -> Restored:
         key, state = training.root_key, parallel.replicate(start)
         constants = parallel.replicate(training.constants)
         run_steps = parallel.map_steps(training.repeated_step())
-        samples = _Samples(training, opened) if isinstance(training, Experiment) else None
+        samples = _Samples(training, current) if isinstance(training, Experiment) else None
         recent = _Recent(restored.window if restored else {})
 
         def save(window: Window | None = None) -> None:
             nonlocal saved
             if saved != step:
-                opened.check_present()
+                current.check_present()
                 store.save(parallel.unreplicate(state), window)
                 saved = step
 
         hidden = step >= last or not devices.is_first_process()
         with (
-            log.writer(opened.root, step, tensorboard=wanted.log.tensorboard) as write,
+            log.writer(current.root, step, tensorboard=wanted.log.tensorboard) as write,
             training.open_feed(step) as take,
             tqdm(total=last, initial=step, unit="step", desc="compiling", disable=hidden) as bar,
         ):
@@ -164,7 +164,7 @@ def fit(training: Training, opened: Run) -> Restored:
                         kept = f"step {store.steps()[-1]}" if store.steps() else "no step"
                         raise DivergedError(
                             f"training diverged: {trouble}; {kept} is saved. Resume with a smaller "
-                            "--config.optimizer.learning_rate, or train anew with "
+                            "--config.optimizer.learning_rate, or train again with "
                             "loss.gradient_penalty=1, a smaller flow.step_size or loss.name=lr"
                         )
                 if stopping and step < last:
@@ -202,8 +202,8 @@ def fit(training: Training, opened: Run) -> Restored:
             saved_at = f"step {step} is saved" if store.steps() else "no step is saved"
             by = stop.heard or "a signal to another process"
             raise StoppedError(f"stopped by {by}; {saved_at}. Rerun to resume.")
-        trained = jax.tree.map(np.asarray, parallel.unreplicate(state))
-        return Restored(trained, opened.digest(trained), {})
+        final = jax.tree.map(np.asarray, parallel.unreplicate(state))
+        return Restored(final, current.digest(final), {})
 
 
 def _due(wanted: Settings, step: int) -> set[str]:
@@ -250,8 +250,8 @@ class _Recent:
 class _Samples:
     """Samples during training, which they do not affect: they have keys of their own."""
 
-    def __init__(self, model: Experiment, opened: Run) -> None:
-        self._model, self._run, self._draw = model, opened, draw.make(model)
+    def __init__(self, model: Experiment, current: Run) -> None:
+        self._model, self._run, self._draw = model, current, draw.make(model)
 
     def _drawn(self, state: Any, constants: Any, num: int) -> np.ndarray:
         return self._draw(state.ema_variables, constants, {"refined": num})["refined"]

@@ -1,7 +1,6 @@
-"""What the code imports and reads, what the wheel contains, and how `make` chooses a Python."""
+"""What the code imports and reads, and what the wheel contains."""
 
 import ast
-import os
 import re
 import shutil
 import subprocess
@@ -84,25 +83,3 @@ def namelist(folder):
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         return archive.namelist()
-
-
-@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
-def test_make_picks_the_newest_python_that_runs(tmp_path):
-    for version, status in (("3.14", 127), ("3.13", 1), ("3.12", 0), ("3.11", 0)):
-        script = tmp_path / f"python{version}"
-        script.write_text(f"#!/bin/sh\nexit {status}\n")
-        script.chmod(0o755)
-    # Without the variables of an outer make that may have started the tests.
-    outer = ("PYTHON", "VENV", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL")
-    environment = {k: v for k, v in os.environ.items() if k not in outer}
-    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
-
-    def chosen(*arguments):
-        make = ["make", "-n", "-f", ROOT / "Makefile", "setup", f"VENV={tmp_path}/env", *arguments]
-        done = subprocess.run(
-            make, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-        )
-        return done.stdout.split()[0]
-
-    assert chosen() == "python3.12"
-    assert chosen("PYTHON=python3.11") == "python3.11"

@@ -7,7 +7,6 @@ References: Sugiyama, Suzuki and Kanamori, "Density Ratio Estimation in Machine 
 Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
 """
 
-from fdrl_jax.ratio.density import LogDensity, log_density
 from fdrl_jax.ratio.fit import MutualInformation, fit_ratio, mutual_information
 from fdrl_jax.ratio.result import Check, DensityRatio, Estimate
 from fdrl_jax.ratio.training import Network, Options, Trunk
@@ -16,13 +15,11 @@ __all__ = [
     "Check",
     "DensityRatio",
     "Estimate",
-    "LogDensity",
     "MutualInformation",
     "Network",
     "Options",
     "Trunk",
     "fit_ratio",
-    "log_density",
     "mutual_information",
 ]
 __dir__ = __all__.copy

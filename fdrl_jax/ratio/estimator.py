@@ -28,18 +28,14 @@ class RatioEstimator(BaseEstimator):  # type: ignore[misc]
 
     Args:
       alpha: for the relative ratio, which is at most `1 / alpha`.
-      truncate: the largest weight, as a multiple of the mean.
       random_state: a seed, or NumPy's random state.
 
     Attributes:
       ratio_: the fitted `DensityRatio`; `ratio_.check()` says whether to trust it.
     """
 
-    def __init__(
-        self, *, alpha: float = 0.0, truncate: float | None = None, random_state: Any = 0
-    ) -> None:
+    def __init__(self, *, alpha: float = 0.0, random_state: Any = 0) -> None:
         self.alpha = alpha
-        self.truncate = truncate
         self.random_state = random_state
 
     def fit(
@@ -76,7 +72,7 @@ class RatioEstimator(BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         x = None if X_reference is None else self._encoded(X_reference)
-        return np.asarray(self.ratio_.weights(x, alpha=self.alpha, truncate=self.truncate))
+        return np.asarray(self.ratio_.weights(x, alpha=self.alpha))
 
     def _encoded(self, X: Any, reset: bool = False) -> np.ndarray:
         if self._encoder is None:

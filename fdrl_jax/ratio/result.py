@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +13,9 @@ from scipy.stats import rankdata
 
 from fdrl_jax import divergences
 from fdrl_jax.divergences import FDivergence
-from fdrl_jax.ratio.base import Columns, Quadratic, smallest_kl
-from fdrl_jax.ratio.training import Gaussians, Heads
+from fdrl_jax.ratio.base import Columns, logistic
+from fdrl_jax.ratio.equality import smallest_kl
+from fdrl_jax.ratio.training import Heads, log_ratios
 
 __all__ = ["Check", "DensityRatio", "Estimate", "Scores", "area_under_curve"]
 __dir__ = __all__.copy
@@ -58,9 +58,15 @@ class Scores(NamedTuple):
     weight: np.ndarray
     group: np.ndarray
 
+    def mean(self, values: np.ndarray) -> Estimate:
+        """Returns the weighted mean of values of the rows."""
+        mean = float(self.weight @ values)
+        sums = np.bincount(self.group, self.weight * (values - mean))
+        return Estimate(mean, float(np.sqrt(sums @ sums)))
+
 
 class Check(NamedTuple):
-    """Whether a ratio can be trusted, by rows that were not fitted.
+    """Whether a ratio is right, and its weights usable, by rows that were not fitted.
 
     Attributes:
       trusted: whether the ratio is right, as far as these rows show.
@@ -97,24 +103,22 @@ class DensityRatio:
       columns: the map of the columns.
       offset: the log-ratio that the network is added to, one for each of F folds.
       aucs: area under the curve of each pair of adjacent waymarks on held-out examples, H numbers.
-      p_value: of "both sets have one distribution".
       heads: the network, one output per pair of adjacent waymarks; `None` if it did not help.
       params: parameters of the network, with a leading axis of folds.
       waymarks: positions of the waymarks, from 0 (numerator) to 1 (denominator), H + 1 numbers.
       num_steps: training steps of the network.
-      names: names of the columns, if a set was a data frame.
+      p_value: of "both sets have one distribution".
     """
 
     scores: tuple[Scores, Scores]
     columns: Columns
-    offset: Quadratic | Gaussians
+    offset: Any
     aucs: tuple[float, ...] = dataclasses.field(metadata=_STATIC)
+    heads: Heads | None = dataclasses.field(metadata=_STATIC)
+    params: Any
+    waymarks: tuple[float, ...] = dataclasses.field(metadata=_STATIC)
+    num_steps: int = dataclasses.field(metadata=_STATIC)
     p_value: float = dataclasses.field(default=1.0, metadata=_STATIC)
-    heads: Heads | None = dataclasses.field(default=None, metadata=_STATIC)
-    params: Any = None
-    waymarks: tuple[float, ...] = dataclasses.field(default=(0.0, 1.0), metadata=_STATIC)
-    num_steps: int = dataclasses.field(default=0, metadata=_STATIC)
-    names: tuple[str, ...] = dataclasses.field(default=(), metadata=_STATIC)
 
     def __repr__(self) -> str:
         sizes = [f"{len(s.log_ratio):,}" for s in self.scores]
@@ -126,29 +130,25 @@ class DensityRatio:
         )
 
     def log_ratio(self, x: ArrayLike, *, alpha: float = 0.0) -> Array:
-        """Returns `log r(x)` at any points, the mean of all folds; for `jit` and `grad`.
+        """Returns `log r(x)` in nats at any points, [B], the mean of all folds; NaN where `x` is.
+
+        It works under `jit` and `grad`.
 
         Args:
           x: points with the columns of the fit, [B, ...], or [B] for data of one column.
           alpha: for the relative ratio `r / (alpha r + 1 - alpha)` (Yamada et al., 2013), which is
             at most `1 / alpha`.
-
-        Returns:
-          `log numerator(x) / denominator(x)`, [B], in nats; NaN where `x` is.
         """
         return _relative(jnp.mean(self._of_folds(x), axis=0), alpha)
 
     def standard_error(self, x: ArrayLike) -> Array:
-        """Returns the standard error of `log r(x)` by the spread of the folds (jackknife), [B].
-
-        It is 0 behind a bridge, which has one fold.
-        """
+        """Returns the jackknife error of `log r(x)`, [B]; 0 behind a bridge, which has one fold."""
         values = self._of_folds(x)
         return jnp.sqrt(len(values) - 1.0) * jnp.std(values, axis=0)
 
     def _of_folds(self, x: ArrayLike) -> Array:
-        check_columns({"the fit": self.names, "x": column_names(x)})
         shape = self.columns.shift.shape
+        refuse_frame("x", x)
         if not isinstance(x, jax.Array):  # JAX would make int32 of int64, and float32 of float64.
             x = np.asarray(x, np.float64)
         if x.ndim == 1 and shape == (1,):
@@ -164,32 +164,22 @@ class DensityRatio:
         starts = range(0, max(len(x), 1), max(size, 1))
         return jnp.concatenate([_fold_log_ratios(*fit, x[i : i + size]) for i in starts], axis=1)
 
-    def weights(
-        self, x: ArrayLike | None = None, *, alpha: float = 0.0, truncate: float | None = None
-    ) -> Array:
+    def weights(self, x: ArrayLike | None = None, *, alpha: float = 0.0) -> Array:
         """Returns weights of samples of the denominator that represent the numerator, [B].
 
-        Their mean is 1. They fit scikit-learn's `sample_weight`.
+        Their mean is 1, as scikit-learn's `sample_weight` wants them.
 
         Args:
           x: samples of the denominator, [B, ...]. By default the rows of the fit, each weighted by
             a fit without this row, and multiplied by its own weight.
           alpha: as in `log_ratio`.
-          truncate: if given, weights above this multiple of their mean are set to it before they
-            are normalised again. `sqrt(B)` keeps the estimate consistent (Ionides, 2008).
         """
-        if truncate is not None and not truncate > 0.0:
-            raise ValueError(f"truncate must be above 0, got {truncate}")
-        if x is None:
+        if x is not None:
+            log_weight = self.log_ratio(x, alpha=alpha)
+        else:
             log_weight = _relative(jnp.asarray(self.scores[1].log_ratio), alpha)
             log_weight += jnp.log(jnp.asarray(self.scores[1].weight))
-        else:
-            log_weight = self.log_ratio(x, alpha=alpha)
-        weights = len(log_weight) * jax.nn.softmax(log_weight)
-        if truncate is not None:
-            weights = jnp.minimum(weights, truncate)
-            weights = weights / jnp.mean(weights)
-        return weights
+        return len(log_weight) * jax.nn.softmax(log_weight)
 
     def effective_sample_size(self, x: ArrayLike | None = None) -> float:
         """Returns Kong's `(sum w)^2 / sum w^2`, from 1 to the number of samples; see `weights`."""
@@ -198,23 +188,22 @@ class DensityRatio:
     def divergence(self, divergence: str | FDivergence = "kl") -> Estimate:
         """Estimates `D_f(numerator || denominator) = E_denominator[f(r)]`, neither bound, in nats.
 
-        Rows have ratios that were not fitted to them, and the standard error leaves out that of the
-        ratio. KL is `E_numerator[log r]`, and reverse KL `-E_denominator[log r]`; others use the
-        balance heuristic (Veach and Guibas, 1995), the mean of `f(r) / (1 + r)` over the numerator
-        plus that over the denominator.
+        The standard error leaves out that of the ratio. KL is `E_numerator[log r]`, and reverse KL
+        `-E_denominator[log r]`; others use the balance heuristic (Veach and Guibas, 1995), the mean
+        of `f(r) / (1 + r)` over the numerator plus that over the denominator.
         """
         divergence = divergences.get(divergence)
         top, bottom = self.scores
         if divergence.f is divergences.KL.f:
-            return mean_of(top.log_ratio, top)
+            return top.mean(top.log_ratio)
         if divergence.f is divergences.REVERSE_KL.f:
-            return mean_of(-bottom.log_ratio, bottom)
+            return bottom.mean(-bottom.log_ratio)
         parts = []
         for scores in self.scores:
             ratio = np.exp(np.clip(scores.log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
             with jax.enable_x64(True):  # Powers of large ratios overflow in float32.
                 values = np.asarray(divergence.f(jnp.asarray(ratio)))
-            parts.append(mean_of(values / (1.0 + ratio), scores))
+            parts.append(scores.mean(values / (1.0 + ratio)))
         error = float(np.hypot(parts[0].standard_error, parts[1].standard_error))
         return Estimate(parts[0].value + parts[1].value, error)
 
@@ -224,70 +213,56 @@ class DensityRatio:
         n, m = (_effective_sample_size(np.bincount(s.group, s.weight)) for s in self.scores)
         ratios = np.exp(np.minimum(bottom.log_ratio, _MAX_LOG_RATIO))
         auc = area_under_curve(top.log_ratio, bottom.log_ratio, top.weight, bottom.weight)
+        effective = _effective_sample_size(bottom.weight * ratios)
         found = Check(
             *(False, False, "", self.p_value),
             smallest_kl=smallest_kl((n, m), self.columns.shift.size),
             # No row of separable sets is near both, so their calibration is unknown.
             slope=_slope(top, bottom) if auc <= _SEPARABLE_AUC else Estimate(np.nan, np.inf),
-            mean_ratio=mean_of(ratios, bottom),
+            mean_ratio=bottom.mean(ratios),
             # The error is that of equal sets (Mann and Whitney), which is the largest.
             auc=Estimate(auc, float(np.sqrt((1.0 / n + 1.0 / m) / 12.0))),
-            effective_sample_size=_effective_sample_size(bottom.weight * ratios),
+            effective_sample_size=effective,
         )
-        trusted, verdict = self._verdict(found, n, m)
-        effective = found.effective_sample_size
-        usable = trusted and effective >= _MIN_EFFECTIVE
-        verdict += (
-            f" {'Its' if usable else 'Do not use its'} weights of the denominator"
-            f"{' are worth' if usable else ': they are worth'} {effective:.0f} of "
-            f"{np.count_nonzero(bottom.weight)} rows."
-        )
-        return found._replace(trusted=trusted, usable=usable, verdict=verdict)
-
-    def _verdict(self, found: Check, n: float, m: float) -> tuple[bool, str]:
-        kls = self.divergence("kl"), self.divergence("reverse_kl")
-        if not (separable := max(self.aucs) > _SEPARABLE_AUC) and self.p_value > 0.05:
-            return False, (
-                f"There is not enough evidence to distinguish the sets (p = {self.p_value:.2g}): n "
-                f"= {n:.0f} and {m:.0f}, smallest KL that would show {found.smallest_kl:.2g} nats."
-            )
-        wrong, todo = "", "use more examples or another network"
-        if separable:
-            wrong = (
-                f"a classifier separates adjacent sets (AUC {max(self.aucs):.4f}), so the size of "
-                "the ratio is extrapolated"
-            )
-            todo = "leave num_waymarks out" if len(self.aucs) == 1 else "use more waymarks"
-        elif max(kl.value + 2.0 * kl.standard_error for kl in kls) < 0.0 or (
-            len(self.aucs) > 1 and min(kl.value for kl in kls) <= 0.0
-        ):
-            wrong = f"its KL divergences are {kls[0]} and {kls[1]}, and both must be positive"
-        elif found.slope.outside(*_LIMITS):
-            much = "much" if found.slope.value < 1.0 else "little"
-            wrong = f"it claims too {much}: its calibration slope is {found.slope} in place of 1"
-        elif found.effective_sample_size >= _MIN_EFFECTIVE and found.mean_ratio.outside(*_LIMITS):
-            wrong = f"its mean over the denominator is {found.mean_ratio} in place of 1"
-        if wrong:
-            return False, f"Do not trust the ratio: {wrong}; {todo}."
-        return True, (
+        verdict = (
             f"The ratio passes all checks (p-value of equality {self.p_value:.2g}, calibration "
             f"slope {found.slope}, mean ratio {found.mean_ratio})."
         )
+        trusted = not (reason := self._reason(found))
+        if max(self.aucs) <= _SEPARABLE_AUC and self.p_value > 0.05:
+            trusted = False
+            verdict = (
+                f"There is not enough evidence to distinguish the sets (p = {self.p_value:.2g}): n "
+                f"= {n:.0f} and {m:.0f}, smallest KL that would show {found.smallest_kl:.2g} nats."
+            )
+        elif reason:
+            verdict = f"Do not trust the ratio: {reason}."
+        usable = trusted and effective >= _MIN_EFFECTIVE
+        worth = f"worth {effective:.0f} of {np.count_nonzero(bottom.weight)} rows."
+        verdict += f" Its weights are {worth}" if usable else f" Do not use its weights, {worth}"
+        return found._replace(trusted=trusted, usable=usable, verdict=verdict)
 
-
-def column_names(values: Any) -> tuple[str, ...]:
-    """Returns the names of the columns of a data frame; empty for anything else."""
-    return tuple(name for name in getattr(values, "columns", ()) if isinstance(name, str))
-
-
-def check_columns(named: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuses other names of columns: another order has the same shape."""
-    given = {name: columns for name, columns in named.items() if columns}
-    if len(set(given.values())) > 1:
-        raise ValueError(
-            f"{' and '.join(given)} must have the same columns in the same order, got "
-            f"{' and '.join(map(', '.join, given.values()))}"
-        )
+    def _reason(self, found: Check) -> str:
+        """Returns why the ratio is wrong and what to do, or nothing if it passes."""
+        todo = "use more examples or another network"
+        if max(self.aucs) > _SEPARABLE_AUC:
+            return (
+                f"a classifier separates adjacent sets (AUC {max(self.aucs):.4f}), so the size of "
+                "the ratio is extrapolated; "
+                + ("leave num_waymarks out" if len(self.aucs) == 1 else "use more waymarks")
+            )
+        kls = self.divergence("kl"), self.divergence("reverse_kl")
+        num_wrong = sum(kl.value + 2.0 * kl.standard_error < 0.0 for kl in kls)
+        if num_wrong == 2 or (num_wrong and len(self.aucs) > 1):
+            return (
+                f"its KL divergences are {kls[0]} and {kls[1]}, and both must be positive; {todo}"
+            )
+        if found.slope.outside(*_LIMITS):
+            much = "much" if found.slope.value < 1.0 else "little"
+            return f"it claims too {much}: its calibration slope is {found.slope}, not 1; {todo}"
+        if found.effective_sample_size >= _MIN_EFFECTIVE and found.mean_ratio.outside(*_LIMITS):
+            return f"its mean over the denominator is {found.mean_ratio}, not 1; {todo}"
+        return ""
 
 
 def area_under_curve(upper: Any, lower: Any, *weights: np.ndarray) -> float:
@@ -304,11 +279,12 @@ def area_under_curve(upper: Any, lower: Any, *weights: np.ndarray) -> float:
     return float(of_upper @ below[place[:n]])
 
 
-def mean_of(values: np.ndarray, scores: Scores) -> Estimate:
-    """Returns the weighted mean and its standard error, with the groups of the rows."""
-    mean = float(scores.weight @ values)
-    sums = np.bincount(scores.group, scores.weight * (values - mean))
-    return Estimate(mean, float(np.sqrt(sums @ sums)))
+def refuse_frame(name: str, values: Any) -> None:
+    """Refuses data frames: another order of their columns would have the same shape."""
+    if hasattr(values, "columns"):
+        raise ValueError(
+            f"{name} must be an array; fdrl_jax.ratio.estimator.RatioEstimator takes data frames"
+        )
 
 
 def _effective_sample_size(weights: np.ndarray) -> float:
@@ -327,38 +303,29 @@ def _slope(top: Scores, bottom: Scores) -> Estimate:
     """Returns the slope of a logistic regression on `log r`, with its sandwich error."""
     value = np.clip(np.concatenate([top.log_ratio, bottom.log_ratio]), -50.0, 50.0)
     x = np.stack([np.ones_like(value), value], axis=1)
-    y = np.repeat([1.0, 0.0], [len(top.log_ratio), len(bottom.log_ratio)])
+    sign = np.repeat([1.0, -1.0], [len(top.log_ratio), len(bottom.log_ratio)])
     weight = np.concatenate([top.weight, bottom.weight]) / 2.0
-    beta = np.array([0.0, 1.0])
-    for _ in range(50):
-        p = expit(x @ beta)
-        curvature = (x * (weight * p * (1.0 - p))[:, None]).T @ x + 1e-9 * np.eye(2)
-        step = np.linalg.solve(curvature, x.T @ (weight * (y - p)))
-        beta = beta + step / max(1.0, float(np.abs(step).max()))
-    inverse = np.linalg.inv(curvature)
-    residual = (weight * (y - p))[:, None] * x
+    beta = logistic(x, sign, weight, np.full(2, 1e-9), np.array([0.0, 1.0]))
+    wrong = expit(-sign * (x @ beta))
+    curvature = (x * (weight * wrong * (1.0 - wrong))[:, None]).T @ x + 1e-9 * np.eye(2)
     groups = np.concatenate([top.group, bottom.group + top.group.max() + 1])
-    sums = np.stack([np.bincount(groups, part) for part in residual.T], axis=1)
+    sums = np.stack([np.bincount(groups, part) for part in (weight * sign * wrong * x.T)], axis=1)
+    inverse = np.linalg.inv(curvature)
     variance = inverse @ (sums.T @ sums) @ inverse
     return Estimate(float(beta[1]), float(np.sqrt(variance[1, 1])))
 
 
-def _of_fold(heads: Heads | None, offset: Quadratic | Gaussians, params: Any, x: Array) -> Array:
-    out = offset(x)
-    if heads is not None:
-        # Far away, both densities are so small that the learnt part is added last.
-        out = jnp.sum(heads.outputs(params, x), axis=-1) + out
-    return out
-
-
-row_log_ratios = functools.partial(jax.jit, static_argnums=0)(_of_fold)
+@functools.partial(jax.jit, static_argnums=0)
+def row_log_ratios(heads: Heads | None, offset: Any, params: Any, x: Array) -> Array:
+    """Returns log-ratios of mapped columns by one fold, `x [B, ...] -> [B]`."""
+    return jnp.sum(log_ratios(heads, offset, params, x), axis=1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _fold_log_ratios(
-    heads: Heads | None, columns: Columns, offset: Quadratic | Gaussians, params: Any, x: Array
+    heads: Heads | None, columns: Columns, offset: Any, params: Any, x: Array
 ) -> Array:
     """Returns log-ratios of standardised columns by every fold, [F, B]."""
-    x = columns.normalised(x)
-    out: Array = jax.vmap(functools.partial(_of_fold, heads), (0, 0, None))(offset, params, x)
+    of_fold = functools.partial(row_log_ratios, heads)
+    out: Array = jax.vmap(of_fold, (0, 0, None))(offset, params, columns.normalised(x))
     return out

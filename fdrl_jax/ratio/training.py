@@ -9,7 +9,7 @@ Reference: Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurI
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,11 @@ import optax
 from flax import linen as nn
 from jax import lax
 
-from fdrl_jax.ratio.base import Quadratic
-
-__all__ = ["Gaussians", "Heads", "Network", "Options", "SupportsNetwork", "Trunk"]
+__all__ = ["Gaussians", "Heads", "Network", "Options", "Trunk", "adjacent", "log_ratios"]
 __dir__ = __all__.copy
 
 Array = jax.Array
+Offset = Callable[[Array], Array]  # A `Quadratic` or `Gaussians` of one fold.
 
 LAST = 1024  # Position of the denominator; the numerator is at 0.
 MAX_HELD_OUT = 4096  # Examples of each waymark and fold for early stopping.
@@ -63,16 +62,6 @@ class Network(NamedTuple):
     apply: Callable[[Any, Array], Array]
 
 
-class SupportsNetwork(Protocol):
-    """Anything with the methods `init` and `apply` of `Network`, such as a Flax Linen module."""
-
-    @property
-    def init(self) -> Callable[..., Any]: ...
-
-    @property
-    def apply(self) -> Callable[..., Any]: ...
-
-
 class Trunk(nn.Module):
     """Maps `x [B, ...]` to itself and all hidden layers of a perceptron, [B, D + sum(sizes)].
 
@@ -106,52 +95,28 @@ class Heads(NamedTuple):
     one copy of the network per head.
     """
 
-    network: SupportsNetwork  # Not its methods: those of equal modules differ, and would recompile.
+    network: Network | nn.Module  # Not its methods: those of equal modules differ.
     num_heads: int
     shared: bool
 
     def init(self, key: Array, x: Array) -> Any:
         """Returns initial parameters for inputs like `x`, [B, ...]."""
         if not self.shared:
-            keys = jax.random.split(key, self.num_heads)
-            return jax.vmap(self.network.init, (0, None))(keys, x)
+            return jax.vmap(self.network.init, (0, None))(jax.random.split(key, self.num_heads), x)
         params = self.network.init(key, x)
         num_features = jax.eval_shape(self.network.apply, params, x).shape[1]
         kernel = jnp.zeros((num_features, self.num_heads))
         return {"network": params, "kernel": kernel, "bias": jnp.zeros(self.num_heads)}
 
-    def outputs(self, params: Any, x: Array) -> Array:
+    def __call__(self, params: Any, x: Array) -> Any:
         """Returns the output of every head, `x [B, ...] -> [B, H]`."""
         if not self.shared:
-            of_copies: Array = jax.vmap(self.network.apply, (0, None), 1)(params, x)
-            return of_copies
-        features = self.network.apply(params["network"], x)
-        out: Array = features @ params["kernel"] + params["bias"]
-        return out
-
-    def adjacent(self, params: Any, marks: Array) -> tuple[Array, Array]:
-        """Returns outputs of head `h` on waymarks `h` and `h + 1`, [H + 1, B, ...] -> [H, B]."""
-        size = marks.shape[1]
-        if not self.shared:
-            pairs = jnp.concatenate([marks[:-1], marks[1:]], axis=1)
-            out = jax.vmap(self.network.apply)(params, pairs)
-            return out[:, :size], out[:, size:]
-        flat = marks.reshape(-1, *marks.shape[2:])
-        features = self.network.apply(params["network"], flat).reshape(*marks.shape[:2], -1)
-        upper, lower = (
-            jnp.einsum("hbf,fh->hb", part, params["kernel"]) + params["bias"][:, None]
-            for part in (features[:-1], features[1:])
-        )
-        return upper, lower
+            return jax.vmap(self.network.apply, (0, None), 1)(params, x)
+        return self.network.apply(params["network"], x) @ params["kernel"] + params["bias"]
 
 
-def with_heads(network: SupportsNetwork, num_heads: int, x: Array) -> Heads:
-    """Returns the network with one output per head, after a check of its shapes on `x`, [B, ...].
-
-    Raises:
-      TypeError: for anything without `init` and `apply`.
-      ValueError: for other shapes of outputs, or parameters that cannot be trained.
-    """
+def with_heads(network: Network | nn.Module, num_heads: int, x: Array) -> Heads:
+    """Returns the network with one output per head; raises errors unless it fits `x`, [B, ...]."""
     if not (hasattr(network, "init") and hasattr(network, "apply")):
         raise TypeError(
             f"network must have the functions init and apply, got {type(network).__name__}; wrap "
@@ -162,11 +127,6 @@ def with_heads(network: SupportsNetwork, num_heads: int, x: Array) -> Heads:
         raise ValueError(
             f"network has variables {sorted(params)}, but only 'params' are trained; use layers "
             "without a state, such as LayerNorm in place of BatchNorm"
-        )
-    if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(params)):
-        raise ValueError(
-            "all parameters of the network must be floating-point arrays; keep others out of them, "
-            "for example with equinox.partition(model, equinox.is_inexact_array)"
         )
     shape = jax.eval_shape(network.apply, params, x).shape
     if shape != x.shape[:1] and not (len(shape) == 2 and shape[0] == len(x) and shape[1] > 1):
@@ -179,7 +139,7 @@ def with_heads(network: SupportsNetwork, num_heads: int, x: Array) -> Heads:
 
 
 class Gaussians(NamedTuple):
-    """Gaussians with independent columns, one per waymark; mean and variance [W, ...].
+    """Gaussians with independent columns, one per waymark; mean and variance [F, W, ...].
 
     Networks do not extrapolate from one waymark to the others, and the log-ratio of these Gaussians
     does. Networks only learn the difference.
@@ -188,26 +148,27 @@ class Gaussians(NamedTuple):
     mean: Array
     variance: Array
 
-    def log_density(self, x: Array) -> Array:
-        """Returns log-densities of `x [W, B, ...]` or `[1, B, ...]`, up to a constant, [W, B]."""
+    def __call__(self, x: Array) -> Array:
+        """Returns the log-ratios of adjacent Gaussians of one fold, `x [B, ...] -> [B, H]`."""
         mean, variance = self.mean[:, None], self.variance[:, None]
         terms = (x - mean) ** 2 / variance + jnp.log(variance)
-        return -0.5 * jnp.sum(terms.reshape(*terms.shape[:2], -1), axis=-1)
+        densities = -0.5 * jnp.sum(terms.reshape(*terms.shape[:2], -1), axis=-1)
+        return (densities[:-1] - densities[1:]).T
 
-    def adjacent(self, marks: Array) -> tuple[Array, Array]:
-        """Returns log-ratios of Gaussians `h` and `h + 1` on waymarks `h` and `h + 1`, [H, B]."""
-        first, second = Gaussians(*(a[:-1] for a in self)), Gaussians(*(a[1:] for a in self))
-        upper, lower = (
-            jnp.clip(first.log_density(x) - second.log_density(x), -_MAX_BASE, _MAX_BASE)
-            for x in (marks[:-1], marks[1:])
-        )
-        return upper, lower
 
-    def __call__(self, x: Array) -> Array:
-        """Returns the log-ratio of the first Gaussian to the last one, `x [B, ...] -> [B]`."""
-        densities = self.log_density(x[None])
-        out: Array = densities[0] - densities[-1]
-        return out
+def log_ratios(heads: Heads | None, offset: Offset, params: Any, x: Array) -> Array:
+    """Returns log-ratios of adjacent waymarks by one fold, `x [B, ...] -> [B, H]`."""
+    out = offset(x)
+    return out if heads is None else out + heads(params, x)
+
+
+def adjacent(heads: Heads | None, offset: Offset, params: Any, marks: Array) -> tuple[Array, Array]:
+    """Returns log-ratio `h` on waymarks `h` and `h + 1`, [H + 1, B, ...] -> [H, B] each."""
+    flat = marks.reshape(-1, *marks.shape[2:])
+    out = log_ratios(heads, lambda x: jnp.clip(offset(x), -_MAX_BASE, _MAX_BASE), params, flat)
+    out = out.reshape(*marks.shape[:2], -1)
+    head = jnp.arange(out.shape[-1])
+    return out[head, :, head], out[head + 1, :, head]
 
 
 def refine(positions: tuple[int, ...], aucs: Sequence[float]) -> tuple[int, ...]:
@@ -234,7 +195,7 @@ def waymarks(top: Array, bottom: Array, mixed: Array, positions: Array) -> Array
 def moments(
     rows: tuple[Array, ...], weights: tuple[Array, ...], mixed: Array, positions: Array
 ) -> Gaussians:
-    """Returns Gaussians with the means and variances of all waymarks, [H + 1, ...].
+    """Returns Gaussians of one fold with the means and variances of all waymarks.
 
     Columns that are constant in a set have no density; there all Gaussians are equal.
     """
@@ -245,7 +206,7 @@ def moments(
     used = mixed & (variances[0] > 0.0) & (variances[1] > 0.0)
     mean = cosine * means[0] + sine * means[1]
     variance = cosine**2 * variances[0] + sine**2 * variances[1]
-    return Gaussians(jnp.where(used, mean, 0.0), jnp.where(used, variance, 1.0))
+    return Gaussians(jnp.where(used, mean, 0.0)[None], jnp.where(used, variance, 1.0)[None])
 
 
 def _shares(positions: Array, ndim: int) -> tuple[Array, Array]:
@@ -259,79 +220,64 @@ def _shares(positions: Array, ndim: int) -> tuple[Array, Array]:
 class Inputs(NamedTuple):
     """The arrays that training reads; F folds, H + 1 waymarks."""
 
-    keys: Array  # Of the batches, [F].
+    keys: Array  # Of initial parameters and of batches, [2, F].
     rows: tuple[Array, ...]  # Numerator and denominator, [N, ...] and [M, ...].
     shares: tuple[Array, ...]  # Cumulated weights of the training rows, [F, N] and [F, M].
     held_out: Array  # Fixed examples of each waymark, [F, H + 1, B, ...].
-    offset: Quadratic | Gaussians  # The log-ratio that the network is added to, one per fold.
+    offset: Any  # The log-ratio that the network is added to, one `Offset` per fold.
     mixed: Array  # Which columns differ, [...].
     marks: Array  # Positions of the waymarks, [H + 1].
 
 
-class State(NamedTuple):
-    """State of training, with a leading axis of folds except for the last three."""
-
-    params: Any
-    opt_state: Any
-    average: Any
-    best: Any
+class _State(NamedTuple):
+    folds: Any  # Parameters, their average and the state of the optimizer, per fold.
+    best: Any  # The average with the lowest loss.
     step: Array
     best_loss: Array
     stale: Array
 
 
-def _optimizer(options: Options) -> optax.GradientTransformation:
-    warmup = min(100, options.num_steps // 10)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, options.learning_rate, warmup, max(options.num_steps, warmup + 1)
-    )
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-4))
+def train(heads: Heads, options: Options, inputs: Inputs) -> tuple[Any, int]:
+    """Trains until the mean held-out loss of all folds no longer decreases.
 
-
-def train(
-    heads: Heads, options: Options, batch_size: int, round_steps: int, inputs: Inputs, key: Array
-) -> State:
-    """Trains until the mean held-out loss of all folds no longer decreases, or never is finite."""
-    keys = jax.random.split(key, len(inputs.keys))
-    params = jax.vmap(heads.init, (0, None))(keys, inputs.rows[0][:2])
-    opt_state = jax.vmap(_optimizer(options).init)(params)
-    ends = jnp.int32(0), jnp.float32(jnp.inf), jnp.int32(0)
-    state = State(params, opt_state, params, params, *ends)
-    found: State = _run(heads, options, batch_size, round_steps, inputs, state)
+    Returns:
+      Parameters with a leading axis of folds, and the number of steps.
+    """
+    num_rows = min(map(len, inputs.rows))
+    batch_size = options.batch_size or (128 if num_rows < 4_000 else 256)
+    # A network overfits a few hundred examples within tens of steps.
+    per_round = options.num_steps // (20 if num_rows >= 4_000 else 40)
+    round_steps = max(min(per_round, 8 * num_rows // batch_size), 1)
+    found: _State = _run(heads, options, batch_size, round_steps, inputs)
     if not np.isfinite(found.best_loss):
         raise ValueError(
             "training diverged: the held-out loss was never finite; lower the learning rate with "
             "options=fdrl.ratio.Options(learning_rate=...)"
         )
-    return found
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def scores(
-    heads: Heads, params: Any, offset: Quadratic | Gaussians, marks: Array
-) -> tuple[Array, Array]:
-    """Returns log-ratios of one fold's pairs on their numerators and denominators, [H, B] each."""
-    upper, lower = heads.adjacent(params, marks)
-    bases = offset.adjacent(marks)
-    return upper + bases[0], lower + bases[1]
+    return found.best, int(found.step)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _run(
-    heads: Heads, options: Options, batch_size: int, round_steps: int, inputs: Inputs, state: State
-) -> State:
-    optimizer = _optimizer(options)
+    heads: Heads, options: Options, batch_size: int, round_steps: int, inputs: Inputs
+) -> _State:
+    warmup = min(100, options.num_steps // 10)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, options.learning_rate, warmup, max(options.num_steps, warmup + 1)
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-4)
+    )
 
     def loss(params: Any, offset: Any, marks: Array) -> Array:
-        upper, lower = scores(heads, params, offset, marks)
+        upper, lower = adjacent(heads, offset, params, marks)
         return jnp.mean(jax.nn.softplus(-upper) + jax.nn.softplus(lower))
 
-    def step(state: State, _: None) -> tuple[State, None]:
+    def step(state: _State, _: None) -> tuple[_State, None]:
         rate = jnp.minimum(0.995, (1.0 + state.step) / (10.0 + state.step))
 
-        def one(
-            key: Array, shares: Any, offset: Any, params: Any, opt_state: Any, average: Any
-        ) -> tuple[Any, Any, Any]:
+        def of_fold(key: Array, shares: Any, offset: Any, fold: Any) -> Any:
+            params, average, opt_state = fold
             keys = jax.random.split(jax.random.fold_in(key, state.step))
             batch = []
             for part, rows, cumulated in zip(keys, inputs.rows, shares, strict=True):
@@ -343,26 +289,28 @@ def _run(
             updates, opt_state = optimizer.update(gradient, opt_state, params)
             params = optax.apply_updates(params, updates)
             average = jax.tree.map(lambda a, p: rate * a + (1.0 - rate) * p, average, params)
-            return params, opt_state, average
+            return params, average, opt_state
 
-        params, opt_state, average = jax.vmap(one)(
-            inputs.keys, inputs.shares, inputs.offset, state.params, state.opt_state, state.average
-        )
-        return State(params, opt_state, average, state.best, state.step + 1, *state[5:]), None
+        folds = jax.vmap(of_fold)(inputs.keys[1], inputs.shares, inputs.offset, state.folds)
+        return state._replace(folds=folds, step=state.step + 1), None
 
-    def one_round(state: State) -> State:
+    def one_round(state: _State) -> _State:
         state, _ = lax.scan(step, state, None, length=round_steps)
-        losses = jax.vmap(loss)(state.average, inputs.offset, inputs.held_out)
+        average = state.folds[1]
+        losses = jax.vmap(loss)(average, inputs.offset, inputs.held_out)
         value = jnp.mean(losses).astype(jnp.float32)
         better = value < state.best_loss
         return state._replace(
-            best=jax.tree.map(lambda a, b: jnp.where(better, a, b), state.average, state.best),
+            best=jax.tree.map(lambda a, b: jnp.where(better, a, b), average, state.best),
             best_loss=jnp.where(better, value, state.best_loss),
             stale=jnp.where(better, 0, state.stale + 1),
         )
 
-    def unfinished(state: State) -> Array:
+    def unfinished(state: _State) -> Array:
         return (state.step < options.num_steps) & (state.stale < _PATIENCE)
 
-    result: State = lax.while_loop(unfinished, one_round, state)
+    params = jax.vmap(heads.init, (0, None))(inputs.keys[0], inputs.rows[0][:2])
+    folds = params, params, jax.vmap(optimizer.init)(params)
+    state = _State(folds, params, jnp.int32(0), jnp.float32(jnp.inf), jnp.int32(0))
+    result: _State = lax.while_loop(unfinished, one_round, state)
     return result

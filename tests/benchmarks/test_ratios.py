@@ -52,3 +52,5 @@ def test_a_table_is_printed_and_written(tmp_path, capsys, monkeypatch):
     written = (tmp_path / "power.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in written] == rows
     assert capsys.readouterr().out.splitlines() == written
+    assert ratios.main(["power", *options, f"--environment={tmp_path}"]) == rows
+    assert capsys.readouterr().out == ""  # Known rows are not computed again.

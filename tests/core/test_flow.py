@@ -278,17 +278,6 @@ def test_starts_of_other_types_are_converted_to_float32():
         np.testing.assert_array_equal(end, plain_flow(KEY, np.float32(x0)))
 
 
-@each_kind_of_key
-def test_examples_may_be_scalars_or_images_as_well_as_points(key):
-    def of_shape(x):
-        return jnp.sum(jnp.square(x).reshape(len(x), -1), axis=-1)
-
-    for shape in ((8,), (8, 2, 2, 3)):
-        end = fdrl.flow(key, jnp.ones(shape), of_shape, num_steps=3, **HYPER)
-        assert end.shape == shape
-        assert len(np.unique(end)) == end.size
-
-
 def test_no_steps_return_the_start_and_a_point_may_have_a_scalar_potential():
     end, path = flow(KEY, START, 0, observe=positions)
     np.testing.assert_array_equal(end, START)

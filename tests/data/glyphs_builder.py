@@ -20,13 +20,13 @@ class Glyphs(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(builder=self, supervised_keys=("image", "label"), **options)
 
     def _split_generators(self, dl_manager):
-        parts = {"train": (0, 12), "test": (12, 16), "unlabelled": (16, 18, False)}
+        parts = {"train": (0, 12), "test": (12, 16)}
         return {name: self._examples(*part) for name, part in parts.items()}
 
     def _generate_examples(self):
         raise NotImplementedError
 
-    def _examples(self, first, last, labelled=True):
+    def _examples(self, first, last):
         for i in range(first, last):
-            image, label = io.BytesIO(encoded(picture(8, 8, i))), i % 2 if labelled else -1
-            yield i, {"image": image, "kind": 0, "label": label}
+            image = io.BytesIO(encoded(picture(8, 8, i)))
+            yield i, {"image": image, "kind": 0, "label": i % 2}

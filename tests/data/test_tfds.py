@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets
 from image_files import all_images, pictures
 
-from experiments.data import load, split, tfds
+from experiments.data import load, tfds
 from experiments.errors import DataError
 from experiments.settings import Data
 
@@ -69,10 +69,3 @@ def test_a_set_is_downloaded_and_prepared_on_first_use(tmp_path, monkeypatch, ca
     source = load(Data(name="tfds:mnist", dir=str(tmp_path)))
     assert len(source.train()) == 12
     assert "downloading and preparing it" in capsys.readouterr().out
-
-
-def test_a_split_without_labels_has_no_class(prepared, monkeypatch):
-    monkeypatch.setattr(split, "HELD_OUT", ("unlabelled", "test"))
-    source = load(Data(name="tfds:glyphs", dir=str(prepared)))
-    assert source.labels is None
-    assert len(source.held_out(10, 0)) == 2

@@ -25,15 +25,6 @@ def test_a_stored_reference_equals_what_was_stored(classes, tmp_path):
         assert "target_share_svc_20" in found.metrics
 
 
-def test_pixels_of_256_levels_are_stored_in_a_byte_each(stripes, tmp_path):
-    images = stripes(20, 0) / np.float32(127.5) - np.float32(1.0)
-    for pixels, dtype in ((images, np.uint8), (images + np.float32(1e-3), np.float32)):
-        references.save(references.ImageReference("x", pixels), tmp_path / "x")
-        np.testing.assert_array_equal(references.load(tmp_path / "x").images, pixels)
-        with np.load(tmp_path / "x") as stored:
-            assert stored["images"].dtype == dtype
-
-
 def test_ten_thousand_held_out_images_are_stored_and_the_cheap_metric_reads_the_first_of_them():
     images = np.random.default_rng(0).random((12_000, 4, 4, 1), np.float32)
     source = Source("noise", (4, 4, 1), held_out=lambda num, seed: images[:num])

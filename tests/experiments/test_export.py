@@ -13,7 +13,6 @@ import yaml
 from small_runs import SMALL_RESNET, contents, start
 
 import fdrl_jax
-from docs import ship
 from experiments import export, prior, settings
 from experiments.data import load
 from experiments.draw import sample_state
@@ -113,21 +112,3 @@ def test_a_second_export_is_next_to_the_first_which_keeps_what_a_user_wrote(trai
     assert len(after) == len(before) + 3
     path = capsys.readouterr().out.split("pretrained('")[-1].split("'")[0]
     assert fdrl_jax.pretrained(path).config["step"] == 4
-
-
-def test_a_shipped_sampler_is_small_and_draws_nearly_the_same_samples(
-    exported, tmp_path, monkeypatch
-):
-    folder, _, _ = exported("mixture")
-    monkeypatch.setattr("docs.ship._MIN_SIZE", 100)
-    options = ["--rank=60", "--frequencies=40"]
-    monkeypatch.setattr("sys.argv", ["ship", str(folder), str(tmp_path / "small"), *options])
-    ship.main()
-    arrays = safetensors.numpy.load_file(tmp_path / "small" / "model.safetensors")
-    assert arrays["prior/factor"].dtype == np.int8
-    assert arrays["prior/factor"].shape[0] == len(arrays["prior/frequencies"]) == 40
-    samplers = (fdrl_jax.pretrained(tmp_path / "small"), fdrl_jax.pretrained(folder))
-    ours, theirs = (np.asarray(s.prior(jax.random.key(0), 2_000)) for s in samplers)
-    # All variance is kept per spatial frequency.
-    np.testing.assert_allclose(ours.mean(axis=0), theirs.mean(axis=0), atol=0.1)
-    assert ours.var() == pytest.approx(theirs.var(), rel=0.05)

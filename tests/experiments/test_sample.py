@@ -64,15 +64,6 @@ def test_samples_of_other_settings_are_added_and_recorded_and_none_is_drawn_agai
     path.write_bytes(content)
 
 
-def test_equal_images_give_equal_bytes(of_digits, drawn):
-    images, path = drawn(of_digits)
-    assert (images.dtype, images.shape) == (np.uint8, (20, 8, 8, 1))
-    before = path.read_bytes()
-    path.unlink()
-    drawn(of_digits)
-    assert path.read_bytes() == before
-
-
 def test_samples_of_a_ratio_per_class_are_of_all_classes_in_turn_or_of_one(by_class, drawn):
     every, _ = drawn(by_class)
     sevens, _ = drawn(by_class, **{"class": "7"})
