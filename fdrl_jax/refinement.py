@@ -104,11 +104,12 @@ def refine(
         speed = _root_mean_square(drift(x, potential))
         # Samples that are all equal, or a ratio without a slope, have no scale.
         eta = jnp.where(speed > 0.0, _RELATIVE_STEP * spread / (speed + (speed == 0.0)), 0.0)
+        if not is_traced and not eta > 0.0:
+            warnings.warn("the samples, or their log-ratios, are all equal: no step", stacklevel=2)
     else:
         check_number("step_size", step_size)
         eta = jnp.asarray(step_size, x.dtype)
     noise = jnp.sqrt(2.0 * eta * entropy_weight) if entropy_weight else 0.0
-
     scales: dict[str, Any] = {"step_size": eta, "noise_scale": noise}
     if real is None:
         refined: Array = flow(key, x, potential, num_steps=num_steps, **scales)

@@ -101,6 +101,7 @@ MISUSE = {
     "bytes": ({"data": np.zeros((9, 8, 8, 1), np.uint8)}, "x / 127.5 - 1 maps bytes to it"),
     "range": ({"data": 200 * np.sign(IMAGES)}, r"in \[-1, 1\], got values from -200 to 200"),
     "nan": ({"data": np.full((9, 2), np.nan)}, "the data are not finite"),
+    "too large": ({"data": 1e200 * POINTS}, "the data are not finite in float32"),
     "labels": ({"labels": LABELS[:5]}, "labels must be one integer >= 0 per example"),
     "names": ({"labels": np.array(["a"] * 400)}, "labels must be one integer >= 0 per example"),
     "class": ({"labels": np.full(400, 10**9)}, "label 0 of 1000000001 has no examples"),

@@ -98,6 +98,14 @@ def test_a_larger_quantile_keeps_more_and_nan_is_not_kept():
 
 
 ZEROS = jnp.zeros(8)
+
+
+def test_a_ratio_without_a_slope_moves_nothing_and_says_so():
+    with pytest.warns(UserWarning, match="all equal: no step"):
+        found = fdrl.refine(KEY, X, lambda x: 2.0 + 0.0 * x[:, 0])
+    np.testing.assert_array_equal(found, X)
+
+
 MISUSE = {
     "no samples": (lambda: fdrl.refine(KEY, X[:0], log_ratio), r"needs samples .* \(0, 2"),
     "size": (lambda: fdrl.refine(KEY, X, log_ratio, step_size=-1.0), "step_size must be >= 0"),

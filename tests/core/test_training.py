@@ -238,7 +238,7 @@ MISUSE = {
         "positions must be integers, got float32",
     ),
     "classes": (
-        lambda: Estimator(small_problem.apply, takes_labels=True).of({}, {"position": 0}),
+        lambda: Estimator(small_problem.apply, takes_labels=True).labels({"position": 0}),
         r"needs the classes of a batch under 'label', got \['position'",
     ),
     "stage": (

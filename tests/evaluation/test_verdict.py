@@ -66,8 +66,3 @@ def test_the_table_has_samples_next_to_the_prior_and_real_data():
 )
 def test_the_verdict_is_by_the_worst_headline_metric(found, expected):
     assert metrics.verdict({m.name: m for m in found}).startswith(expected)
-
-
-def test_names_of_metrics_include_the_number_of_samples():
-    for num, name in ((50_000, "fid_50k"), (360, "fid_360"), (1_500, "fid_1500"), (0, "fid")):
-        assert metrics.measured("fid", [1.0], num=num).name == name

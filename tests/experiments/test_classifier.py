@@ -42,13 +42,6 @@ def test_a_judge_gives_probabilities_features_and_its_accuracy(of_digits):
     np.testing.assert_allclose(guided, probabilities[:3], atol=1e-6)
 
 
-def test_a_judge_of_other_training_images_is_reported(of_digits, caplog):
-    for identity in (of_digits.data["identity"], "other"):
-        assert "other images" not in caplog.text
-        classifier.open_to_judge(of_digits.root, CLASSES, SHAPE, identity)
-    assert "was trained on other images" in caplog.text
-
-
 def test_what_is_not_a_classifier_of_these_data_is_refused(of_digits, trained, tmp_path):
     for path, classes, shape, message in (
         (tmp_path, CLASSES, SHAPE, "is not the folder of a classifier; train one"),

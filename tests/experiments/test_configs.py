@@ -72,13 +72,6 @@ def test_translation_has_the_papers_hyperparameters():
     assert (c["prior.name"], c["data.resize"], c["data.image_size"]) == ("source", 84, 64)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in PAPER])
-def test_the_variant_of_a_prior_changes_only_the_prior(name):
-    for prior in ("up", "ddp"):
-        c, other = load(name), load(name, prior)
-        assert {key for key in c if c[key] != other[key]} <= {"prior.name", "prior.num_components"}
-
-
 def test_the_sets_of_tfds_that_configs_name_exist():
     text = "".join((CONFIGS / f"{name}.py").read_text() for name in NAMES)
     named = {found for found in re.findall(r"tfds:([\w/]+)", text) if found != "NAME"}
