@@ -22,18 +22,14 @@ class WithReference(RatioEstimator):
         return super().fit(X, y, X_reference=X_reference, sample_weight=sample_weight)
 
 
-# They fit fewer than 20 rows.
 FEW_ROWS = """fit2d_1sample fit2d_1feature sample_weight_equivalence_on_dense_data
 estimators_nan_inf n_features_in_after_fitting sample_weights_pandas_series
 sample_weights_not_an_array sample_weights_shape sample_weights_not_overwritten"""
-
-
-def expected(_):
-    return {f"check_{name}": "at least 20 rows are needed" for name in FEW_ROWS.split()}
+EXPECTED = {f"check_{name}": "at least 20 rows are needed" for name in FEW_ROWS.split()}
 
 
 @pytest.mark.slow
-@parametrize_with_checks([WithReference()], expected_failed_checks=expected)
+@parametrize_with_checks([WithReference()], expected_failed_checks=lambda _: EXPECTED)
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 
@@ -41,20 +37,20 @@ def test_scikit_learns_own_checks(estimator, check):
 def test_frames_may_have_categories_and_missing_values():
     pd = pytest.importorskip("pandas")
 
-    def frame(num, share):
-        numbers = RNG.normal(size=num)
-        numbers[:10] = np.nan
-        return pd.DataFrame({"size": numbers, "kind": RNG.choice(["a", "b"], num, p=share)})
+    def frame(num, share_of_a):
+        numbers = np.where(np.arange(num) < 10, np.nan, RNG.normal(size=num))
+        return pd.DataFrame(
+            {"size": numbers, "kind": np.where(RNG.random(num) < share_of_a, *"ab")}
+        )
 
-    april, may = frame(400, [0.5, 0.5]), frame(300, [0.8, 0.2])
+    april, may = frame(400, 0.5), frame(300, 0.8)
     drift = RatioEstimator().fit(may, X_reference=april)
     assert drift.ratio_.p_value < 0.01
     found = pd.Series(drift.score_samples(april)).groupby(april.kind).mean()
     assert found["a"] == pytest.approx(np.log(0.8 / 0.5), abs=0.2)
     assert found["b"] == pytest.approx(np.log(0.2 / 0.5), abs=0.3)
     assert np.average(april.kind == "a", weights=drift.weights()) == pytest.approx(0.8, abs=0.05)
-    new = pd.DataFrame({"size": [0.0], "kind": ["c"]})
-    assert np.isfinite(drift.score_samples(new)).all()
+    assert np.isfinite(drift.score_samples(pd.DataFrame({"size": [0.0], "kind": ["c"]}))).all()
     with pytest.raises(ValueError, match="order"):
         drift.score_samples(april[["kind", "size"]])
 
