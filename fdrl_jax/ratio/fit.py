@@ -444,12 +444,12 @@ def _bridged(mapped: _Problem, num_waymarks: int | None) -> DensityRatio:
     Gaussians show most of the waymarks that are needed, short fits more, and the full fit may still
     find a few.
     """
-    weights = [w * (f != 0) for w, f in zip(mapped.weights, mapped.folds, strict=True)]
-    shares = tuple(jnp.asarray(w / w.sum(), jnp.float32) for w in weights)
-    known = tuple(map(jnp.asarray, mapped.rows)), shares, jnp.asarray(mapped.mixed)
+    kept = [w * (f != 0) for w, f in zip(mapped.weights, mapped.folds, strict=True)]
+    weights = kept[0] / kept[0].sum(), kept[1] / kept[1].sum()
 
     def fit(positions: tuple[int, ...], num_steps: int) -> DensityRatio:
-        offset = training.moments(*known, jnp.asarray(positions))
+        marks = jnp.asarray(positions)
+        offset = training.gaussians(mapped.rows, weights, mapped.mixed.ravel(), marks)
         return _residual(mapped, offset, positions, num_folds=1, num_steps=num_steps)
 
     num_steps, positions = mapped.options.num_steps, training.spread(num_waymarks or 1)

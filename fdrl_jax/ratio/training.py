@@ -18,6 +18,8 @@ import optax
 from flax import linen as nn
 from jax import lax
 
+from fdrl_jax.ratio.base import Pair
+
 __all__ = ["Gaussians", "Heads", "Network", "Options", "Trunk", "adjacent", "log_ratios"]
 __dir__ = __all__.copy
 
@@ -30,6 +32,7 @@ _PATIENCE = 5
 _MAX_AUC = 0.9  # Pairs of waymarks with more get another one between them.
 # Below e^30, so that ratios of far sets and their squares are finite in float32.
 _MAX_BASE = 30.0
+_MIN_ROWS_PER_COLUMN = 20  # Of each set, to estimate a covariance.
 
 
 class Options(NamedTuple):
@@ -139,20 +142,27 @@ def with_heads(network: Network | nn.Module, num_heads: int, x: Array) -> Heads:
 
 
 class Gaussians(NamedTuple):
-    """Gaussians with independent columns, one per waymark; mean and variance [F, W, ...].
+    """Gaussians of flattened columns, one per waymark; `factor` makes them standard normal.
 
     Networks do not extrapolate from one waymark to the others, and the log-ratio of these Gaussians
     does. Networks only learn the difference.
+
+    Attributes:
+      mean: [F, W, D].
+      factor: [F, W, D, D], or [F, W, D] for independent columns.
+      log_scale: logarithm of the determinant of `factor`, [F, W].
     """
 
     mean: Array
-    variance: Array
+    factor: Array
+    log_scale: Array
 
     def __call__(self, x: Array) -> Array:
         """Returns the log-ratios of adjacent Gaussians of one fold, `x [B, ...] -> [B, H]`."""
-        mean, variance = self.mean[:, None], self.variance[:, None]
-        terms = (x - mean) ** 2 / variance + jnp.log(variance)
-        densities = -0.5 * jnp.sum(terms.reshape(*terms.shape[:2], -1), axis=-1)
+        centred = x.reshape(len(x), -1) - self.mean[:, None]
+        independent = self.factor.ndim == 2
+        normal = centred * self.factor[:, None] if independent else centred @ self.factor
+        densities = self.log_scale[:, None] - 0.5 * jnp.sum(normal**2, axis=-1)
         return (densities[:-1] - densities[1:]).T
 
 
@@ -192,21 +202,34 @@ def waymarks(top: Array, bottom: Array, mixed: Array, positions: Array) -> Array
     return jnp.where(mixed, cosine * top + sine * bottom, top)
 
 
-def moments(
-    rows: tuple[Array, ...], weights: tuple[Array, ...], mixed: Array, positions: Array
-) -> Gaussians:
-    """Returns Gaussians of one fold with the means and variances of all waymarks.
+def gaussians(rows: Pair, weights: Pair, mixed: np.ndarray, positions: Array) -> Gaussians:
+    """Returns Gaussians of one fold with the means and covariances of all waymarks.
 
-    Columns that are constant in a set have no density; there all Gaussians are equal.
+    Their columns are independent if there are few rows. Columns that are constant in a set have no
+    density; there all Gaussians are equal.
     """
-    means = [jnp.tensordot(w, x, 1) for w, x in zip(weights, rows, strict=True)]
-    of_sets = zip(weights, rows, means, strict=True)
-    variances = [jnp.tensordot(w, (x - mean) ** 2, 1) for w, x, mean in of_sets]
-    cosine, sine = _shares(positions, mixed.ndim)
-    used = mixed & (variances[0] > 0.0) & (variances[1] > 0.0)
-    mean = cosine * means[0] + sine * means[1]
-    variance = cosine**2 * variances[0] + sine**2 * variances[1]
-    return Gaussians(jnp.where(used, mean, 0.0)[None], jnp.where(used, variance, 1.0)[None])
+    flat = [np.asarray(x, np.float64).reshape(len(x), -1) for x in rows]
+    means = [w @ x for w, x in zip(weights, flat, strict=True)]
+    covariances = []
+    for w, x, mean in zip(weights, flat, means, strict=True):
+        covariances.append((x - mean).T @ (w[:, None] * (x - mean)))
+    used = (np.diag(covariances[0]) > 0.0) & (np.diag(covariances[1]) > 0.0)
+    is_diagonal = min(map(len, flat)) < _MIN_ROWS_PER_COLUMN * len(used)
+    found = []
+    for cosine, sine in zip(*map(np.ravel, _shares(positions, 0)), strict=True):
+        of_top, of_bottom = np.where(mixed, cosine, 1.0), np.where(mixed, sine, 0.0)
+        mean = of_top * means[0] + of_bottom * means[1]
+        covariance = np.outer(of_top, of_top) * covariances[0]
+        covariance += np.outer(of_bottom, of_bottom) * covariances[1]
+        covariance = np.where(np.outer(used, used), covariance, np.eye(len(used)))
+        variance = np.diag(covariance)
+        if is_diagonal:
+            factor = 1.0 / np.sqrt(variance)
+        else:
+            factor = np.linalg.inv(np.linalg.cholesky(covariance + 1e-6 * np.diag(variance))).T
+        scales = factor if is_diagonal else np.diag(factor)
+        found.append((np.where(used, mean, 0.0), factor, np.log(scales).sum()))
+    return Gaussians(*(jnp.float32(np.stack(part))[None] for part in zip(*found, strict=True)))
 
 
 def _shares(positions: Array, ndim: int) -> tuple[Array, Array]:
