@@ -83,12 +83,6 @@ def test_held_out_images_are_in_a_random_order(tmp_path):
     assert order != sorted(order) == list(range(20))
 
 
-def test_a_pair_of_digits_has_the_labels_of_its_target():
-    source = load(Data(name="digits", source_class="3", target_class="8"))
-    assert source.labels.train.tolist() == [8] * len(source.train())
-    assert source.labels.held_out.tolist() == [8] * len(source.held_out(1_000, 0))
-
-
 def test_a_path_in_the_folder_of_images_is_recognised(tmp_path):
     options = Data(name="folder", dir=str(tmp_path))
     found = [contains(options, tmp_path / "x"), contains(options, tmp_path.parent / "x")]
