@@ -117,7 +117,7 @@ def information(args: argparse.Namespace, seed: int, name: str, size: int) -> It
         rivals = json.loads(str(found["rivals"]))
     (value, error, ratio), seconds = timed(fdrl.mutual_information, jax.random.key(seed), x, y)
     ours = {"value": value, "real": real, "standard_error": error, "seconds": seconds}
-    ours |= {"trusted": ratio.check().trusted, "network": ratio.heads is not None}
+    ours |= {"trusted": ratio.check().trusted, "network": ratio.model.heads is not None}
     yield ours | {"ranks": ratio.columns.knots is not None, "waymarks": len(ratio.waymarks) - 2}
     for rival, (value, seconds) in rivals.items():
         yield {"method": rival, "value": value, "real": real, "seconds": seconds}

@@ -1,7 +1,6 @@
 """Fits a density ratio to two arrays, or to pairs for their mutual information."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ from jax.typing import ArrayLike
 from scipy.stats import norm, rankdata
 
 from fdrl_jax import _keys
+from fdrl_jax._checks import check_number
 from fdrl_jax.ratio import base, equality, training
 from fdrl_jax.ratio.base import NUM_FOLDS, Pair
 from fdrl_jax.ratio.result import (
@@ -21,16 +21,19 @@ from fdrl_jax.ratio.result import (
     area_under_curve,
     refuse_frame,
     row_log_ratios,
+    total,
 )
 from fdrl_jax.ratio.training import LAST, Network, Options
 
-__all__ = ["MutualInformation", "assign_folds", "fit_ratio", "mutual_information"]
+__all__ = ["MutualInformation", "fit_ratio", "mutual_information"]
 __dir__ = __all__.copy
 
 Array = jax.Array
 
 _MIN_EXAMPLES = 20
 _MAX_WAYMARKS = 32
+_MAX_AUC = 0.9  # Pairs of waymarks with more get another one between them.
+_MAX_HELD_OUT = 4096  # Examples of each waymark and fold for early stopping.
 # Below it a single classifier had smaller errors than a bridge, see docs/ratios.md.
 _MIN_BRIDGED_AUC = 0.99
 _HEAVY = 12.0  # Standard deviations of a value that no light tail has.
@@ -57,10 +60,11 @@ class _Problem(NamedTuple):
     """What is fitted, and how; pairs are for numerator and denominator."""
 
     key: Array
+    rng: np.random.Generator  # Of folds and permutations.
     rows: Pair  # [N, ...] and [M, ...].
     weights: Pair  # With the sum 1.
-    folds: Pair
     groups: Pair  # For standard errors; numbers.
+    folds: Pair
     mixed: np.ndarray  # Which columns differ between the sets, [...].
     network: Any  # `None` for the default.
     options: Options
@@ -122,19 +126,10 @@ def fit_ratio(
         _weights("numerator_weights", numerator_weights, sizes[0]),
         _weights("denominator_weights", denominator_weights, sizes[1]),
     )
-    numbers = None if groups is None else _numbers(groups, sizes)
-    folds = assign_folds(rng, sizes, numbers)
-
-    def exact(top: np.ndarray, bottom: np.ndarray) -> float:
-        is_top = np.repeat([1.0, 0.0], sizes)[:, None]
-        return equality.independence(rng, is_top, np.concatenate([top, bottom]))
-
-    problem = _Problem(
-        *(key, rows, weights, folds, numbers or (np.arange(sizes[0]), np.arange(sizes[1]))),
-        *(np.ones(rows[0].shape[1:], bool), network, options),
-    )
-    permutable = numbers is None and all(w.min() == w.max() for w in weights)
-    return _fit(problem, num_waymarks, exact if permutable else None)
+    mixed = np.ones(rows[0].shape[1:], bool)
+    numbers, folds = _groups_and_folds(rng, groups, sizes)
+    problem = _Problem(key, rng, rows, weights, numbers, folds, mixed, network, options)
+    return _fit(problem, num_waymarks, groups is None)
 
 
 def mutual_information(
@@ -181,32 +176,24 @@ def mutual_information(
             "so their mutual information is infinite; remove it, or add the noise of measurement"
         )
     weight = _weights("weights", weights, num)
-    numbers = None if groups is None else _numbers((groups,), (num,))
-    (folds,) = assign_folds(rng, (num,), numbers)
+    labels = None if groups is None else (groups,)
+    (group,), (fold,) = _groups_and_folds(rng, labels, (num,))
     copies = max(min(_MAX_COPIES, _MAX_EXCHANGED // num), 1)
-    exchanged = np.tile(np.arange(num), (copies, 1))  # Other rows of the same fold.
-    for copy in exchanged:
+    rows = np.tile(np.arange(num), copies)
+    partners = rows.reshape(copies, num).copy()
+    for copy in partners:  # Other rows of the same fold.
         for index in range(NUM_FOLDS):
-            rows = rng.permutation(np.flatnonzero(folds == index))
-            copy[rows] = np.roll(rows, 1)
-    columns, partners = xs.shape[1], exchanged.reshape(-1)
-    bottom = np.concatenate([np.tile(xs, (copies, 1)), ys[partners]], axis=1)
-    both = np.tile(weight, copies) * weight[partners]
-    group = numbers[0] if numbers else np.arange(num)
-
-    def exact(pairs: np.ndarray, _: np.ndarray) -> float:
-        return equality.independence(rng, pairs[:, :columns], pairs[:, columns:])
-
-    problem = _Problem(
-        key,
-        (np.concatenate([xs, ys], axis=1), bottom),
-        (weight, both / both.sum()),
-        (folds, np.tile(folds, copies)),
-        (group, np.tile(group, copies)),
-        *(np.arange(bottom.shape[1]) >= columns, network, options),
-    )
-    permutable = weights is None and groups is None
-    ratio = _fit(problem, num_waymarks, exact if permutable else None)
+            chosen = rng.permutation(np.flatnonzero(fold == index))
+            copy[chosen] = np.roll(chosen, 1)
+    others = partners.reshape(-1)
+    top = np.concatenate([xs, ys], axis=1)
+    mixed = np.arange(top.shape[1]) >= xs.shape[1]
+    sets = top, np.where(mixed, top[others], top[rows])
+    product = weight[rows] * weight[others]
+    numbers, folds = (group, group[rows]), (fold, fold[rows])
+    both = weight, product / product.sum()
+    problem = _Problem(key, rng, sets, both, numbers, folds, mixed, network, options)
+    ratio = _fit(problem, num_waymarks, groups is None)
     return MutualInformation(*ratio.divergence("kl"), ratio)
 
 
@@ -264,34 +251,32 @@ def _weights(name: str, values: ArrayLike | None, num: int) -> np.ndarray:
     return out
 
 
-def _numbers(groups: Any, sizes: tuple[int, ...]) -> Any:
-    """Returns whole numbers for the labels of each set."""
-    given = [np.asarray(labels) for labels in groups]
+def _groups_and_folds(rng: np.random.Generator, labels: Any, sizes: tuple[int, ...]) -> Any:
+    """Returns numbers of the groups of each set, one per row without labels, and folds of the rows.
+
+    Folds divide each set equally, and no group.
+    """
+    if labels is None:
+        folds = tuple(rng.permutation(size) % NUM_FOLDS for size in sizes)
+        return tuple(np.arange(size) for size in sizes), folds
+    given = [np.asarray(part) for part in labels]
     if [part.shape for part in given] != [(size,) for size in sizes]:
         raise ValueError(
             f"groups must be one label per row, {' and '.join(f'[{size}]' for size in sizes)}, "
             f"got shapes {' and '.join(str(part.shape) for part in given)}"
         )
-    if min(len(np.unique(labels)) for labels in given) < NUM_FOLDS:
+    if min(len(np.unique(part)) for part in given) < NUM_FOLDS:
         raise ValueError(f"groups must have at least {NUM_FOLDS} labels in each set")
     numbers = np.unique(np.concatenate(given), return_inverse=True)[1]
-    return tuple(np.split(numbers, np.cumsum(sizes)[:-1]))
-
-
-def assign_folds(
-    rng: np.random.Generator, sizes: tuple[int, ...], groups: tuple[np.ndarray, ...] | None
-) -> Any:
-    """Returns a fold per row of each set, which is divided equally; groups are not divided."""
-    if groups is None:
-        return tuple(rng.permutation(size) % NUM_FOLDS for size in sizes)
-    counts = np.stack([np.bincount(g, minlength=max(map(max, groups)) + 1) for g in groups])
+    groups = tuple(np.split(numbers, np.cumsum(sizes)[:-1]))
+    counts = np.stack([np.bincount(group, minlength=numbers.max() + 1) for group in groups])
     shares = counts / counts.sum(axis=1, keepdims=True)
     filled, fold = np.zeros((len(groups), NUM_FOLDS)), np.zeros(counts.shape[1], int)
     # Large groups first, each into the emptiest fold.
     for label in np.argsort(-shares.sum(axis=0) - 1e-9 * rng.random(counts.shape[1])):
         fold[label] = np.argmin(shares[:, label] @ filled + 1e-12 * rng.random(NUM_FOLDS))
         filled[:, fold[label]] += shares[:, label]
-    return tuple(fold[numbers] for numbers in groups)
+    return groups, tuple(fold[group] for group in groups)
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:
@@ -312,18 +297,13 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.linalg.norm(product, 2) ** 2)
 
 
-def _fit(
-    problem: _Problem,
-    num_waymarks: int | None,
-    exact: Callable[[np.ndarray, np.ndarray], float] | None,
-) -> DensityRatio:
-    """Fits a ratio to checked arrays; `exact` is the p-value of normal scores, if there is one."""
-    options = problem.options
+def _fit(problem: _Problem, num_waymarks: int | None, exchangeable: bool) -> DensityRatio:
+    """Fits a ratio to checked arrays; rows that are `exchangeable` are permuted for the p-value."""
     if num_waymarks is not None and not 0 <= num_waymarks <= _MAX_WAYMARKS:
         raise ValueError(f"num_waymarks must be from 0 to {_MAX_WAYMARKS}, got {num_waymarks}")
-    for name, value in options._asdict().items():
-        if value is not None and not (0 < value < np.inf):
-            raise ValueError(f"{name} must be above 0 and finite, got {value}")
+    for name, value in problem.options._asdict().items():
+        if value is not None:
+            check_number(name, value, above_zero=True)
     if problem.network is None:
         trunk = training.default_trunk(problem.mixed.size, min(map(len, problem.rows)))
         problem = problem._replace(network=trunk)
@@ -346,27 +326,30 @@ def _fit(
         found = _lowest(fits)
         if found.aucs[0] <= limit:
             one = mapped[0] if found.columns.knots is None else mapped[1]
-            found = _lowest([found, _residual(one, found.offset)])
+            found = _lowest([found, _residual(one, found.model.offset)])
         if found.aucs[0] > limit:
             found = _bridged(mapped[0], None)
     gain = _gain(found.scores)
     p_value = float(norm.sf(gain.value / max(gain.standard_error, 1e-12)))
-    if exact is not None:
+    if exchangeable and all(w.min() == w.max() for w in problem.weights):
+        flat = [x.reshape(len(x), -1) for x in mapped[1].rows]
+        if problem.mixed.all():
+            pairs = np.repeat([[1.0], [0.0]], [len(x) for x in flat], axis=0), np.concatenate(flat)
+        else:
+            pairs = flat[0][:, ~problem.mixed], flat[0][:, problem.mixed]
         # Most false alarms are left to the exact test; that of the fitted ratio has few of its own.
-        top, bottom = (x.reshape(len(x), -1) for x in mapped[1].rows)
-        p_value = min(exact(top, bottom) / 0.8, p_value / 0.2, 1.0)
+        p_value = min(equality.independence(problem.rng, *pairs) / 0.8, p_value / 0.2, 1.0)
     return dataclasses.replace(found, p_value=p_value)
 
 
 def _gain(after: tuple[Scores, Scores], before: tuple[Scores, Scores] | None = None) -> Estimate:
     """Returns by how much the logistic loss is lower than before (or than of the ratio 1)."""
-    estimates = []
+    gains = []
     for index, sign in enumerate((-1.0, 1.0)):
         old = 0.0 if before is None else before[index].log_ratio
-        gains = np.logaddexp(0.0, sign * old) - np.logaddexp(0.0, sign * after[index].log_ratio)
-        estimates.append(after[index].mean(gains))
-    error = np.hypot(estimates[0].standard_error, estimates[1].standard_error)
-    return Estimate(estimates[0].value + estimates[1].value, float(error))
+        losses = (np.logaddexp(0.0, sign * value) for value in (old, after[index].log_ratio))
+        gains.append(np.subtract(*losses))
+    return total(after, gains)
 
 
 def _lowest(fits: list[DensityRatio]) -> DensityRatio:
@@ -392,48 +375,52 @@ def _residual(
     if num_steps != 0:
         options = mapped.options._replace(num_steps=num_steps or mapped.options.num_steps)
         sides = (0, 1) if mapped.mixed.all() else (0, 0)  # Partners are drawn again each time.
-        shares = []
+        rows, shares = tuple(jnp.asarray(mapped.rows[side]) for side in sides), []
         for side in sides:
             kept = [mapped.weights[side] * (mapped.folds[side] != f) for f in range(num_folds)]
             shares.append(jnp.asarray([np.cumsum(w) / w.sum() for w in kept], jnp.float32))
-        inputs = training.Inputs(
-            jax.random.split(jax.random.fold_in(mapped.key, 1), (2, num_folds)),
-            *(tuple(jnp.asarray(mapped.rows[side]) for side in sides), tuple(shares), held_out),
-            *(offset, jnp.asarray(mapped.mixed), jnp.asarray(positions)),
-        )
-        heads = training.with_heads(mapped.network, len(positions) - 1, inputs.rows[0][:2])
-        params, done = training.train(heads, options, inputs)
-    values = [np.zeros(len(rows)) for rows in mapped.rows]
+        heads = training.with_heads(mapped.network, len(positions) - 1, rows[0][:2])
+        keys = jax.random.split(jax.random.fold_in(mapped.key, 1), (2, num_folds))
+        fixed = held_out, offset, jnp.asarray(mapped.mixed), jnp.asarray(positions)
+        params, done, loss = training.train(heads, options, keys, rows, tuple(shares), *fixed)
+        if not np.isfinite(loss):
+            raise ValueError(
+                "training diverged: the held-out loss was never finite; lower the learning rate "
+                "with options=fdrl.ratio.Options(learning_rate=...)"
+            )
+    model = training.Model(heads, offset, params)
+    values = [np.zeros(len(x)) for x in mapped.rows]
     aucs = np.zeros(len(positions) - 1)
     for index in range(num_folds):
-        of_fold = jax.tree.map(lambda a, i=index: a[i], (offset, params))
-        for rows, folds, log_ratio in zip(mapped.rows, mapped.folds, values, strict=True):
+        of_fold = jax.tree.map(lambda a, i=index: a[i], model)
+        for x, folds, log_ratio in zip(mapped.rows, mapped.folds, values, strict=True):
             chosen = np.flatnonzero(folds == index)
             # All folds have one length, so that there is one compiled program.
-            x = rows[np.resize(chosen, max(np.bincount(folds)))]
-            log_ratio[chosen] = row_log_ratios(heads, *of_fold, x)[: len(chosen)]
-        offset_of, params_of = of_fold
-        pairs = zip(*training.adjacent(heads, offset_of, params_of, held_out[index]), strict=True)
-        aucs += [area_under_curve(*map(np.asarray, pair)) / num_folds for pair in pairs]
-    weights = [w * (f < num_folds) for w, f in zip(mapped.weights, mapped.folds, strict=True)]
-    scores = [
-        Scores(v, w / w.sum(), g) for v, w, g in zip(values, weights, mapped.groups, strict=True)
-    ]
-    found = (scores[0], scores[1]), mapped.columns, offset, tuple(aucs.tolist())
-    return DensityRatio(*found, heads, params, tuple(p / LAST for p in positions), done)
+            padded = x[np.resize(chosen, max(np.bincount(folds)))]
+            log_ratio[chosen] = row_log_ratios(of_fold, padded)[: len(chosen)]
+        for pair, (upper, lower) in enumerate(zip(*of_fold.adjacent(held_out[index]), strict=True)):
+            aucs[pair] += area_under_curve(np.asarray(upper), np.asarray(lower)) / num_folds
+    scores = []
+    for log_ratio, w, f, group in zip(
+        values, mapped.weights, mapped.folds, mapped.groups, strict=True
+    ):
+        known = w * (f < num_folds)
+        scores.append(Scores(log_ratio, known / known.sum(), group))
+    found = (scores[0], scores[1]), mapped.columns, model, tuple(aucs.tolist())
+    return DensityRatio(*found, tuple(p / LAST for p in positions), int(done))
 
 
 def _held_out(mapped: _Problem, index: int, positions: tuple[int, ...]) -> Array:
     """Returns fixed examples of each waymark from the rows of a fold, [H + 1, B, ...]."""
-    size = min(max(max(np.bincount(f)) for f in mapped.folds), training.MAX_HELD_OUT)
+    size = min(max(max(np.bincount(f)) for f in mapped.folds), _MAX_HELD_OUT)
     chosen = []
-    for number in range(2):
-        total = np.cumsum(mapped.weights[number] * (mapped.folds[number] == index))
+    for number, (x, w, f) in enumerate(zip(mapped.rows, mapped.weights, mapped.folds, strict=True)):
+        total = np.cumsum(w * (f == index))
         at = (np.arange(size) + 0.5) / size * total[-1]
         rows = np.minimum(np.searchsorted(total, at, side="right"), len(total) - 1)
         # Random partners make waymarks of all pairs.
         order = np.random.default_rng(index + 7 * number).permutation(size)
-        chosen.append(jnp.asarray(mapped.rows[number][rows[order]]))
+        chosen.append(jnp.asarray(x[rows[order]]))
     mixed, marks = jnp.asarray(mapped.mixed), jnp.asarray(positions)
     return training.waymarks(chosen[0], chosen[1], mixed, marks)
 
@@ -445,21 +432,19 @@ def _bridged(mapped: _Problem, num_waymarks: int | None) -> DensityRatio:
     find a few.
     """
     kept = [w * (f != 0) for w, f in zip(mapped.weights, mapped.folds, strict=True)]
-    weights = kept[0] / kept[0].sum(), kept[1] / kept[1].sum()
-
-    def fit(positions: tuple[int, ...], num_steps: int) -> DensityRatio:
-        marks = jnp.asarray(positions)
-        offset = training.gaussians(mapped.rows, weights, mapped.mixed.ravel(), marks)
-        return _residual(mapped, offset, positions, num_folds=1, num_steps=num_steps)
-
-    num_steps, positions = mapped.options.num_steps, training.spread(num_waymarks or 1)
-    if num_waymarks is not None:
-        return fit(positions, num_steps)
-    for budget in (0, max(num_steps // 4, 1), num_steps):
+    weights, mixed = (kept[0] / kept[0].sum(), kept[1] / kept[1].sum()), mapped.mixed.ravel()
+    most = mapped.options.num_steps
+    even = np.linspace(0, LAST, (num_waymarks or 1) + 2).round()
+    positions = tuple(int(position) for position in even)
+    for budget in (most,) if num_waymarks else (0, max(most // 4, 1), most):
+        refined = positions
         while True:
-            found = fit(positions, budget)
-            refined = training.refine(positions, found.aucs)
-            if refined == positions or len(refined) > _MAX_WAYMARKS + 2:
-                break
             positions = refined
+            offset = training.gaussians(mapped.rows, weights, mixed, jnp.asarray(positions))
+            found = _residual(mapped, offset, positions, num_folds=1, num_steps=budget)
+            pairs = zip(positions[:-1], positions[1:], found.aucs, strict=True)
+            middles = {(a + b) // 2 for a, b, auc in pairs if auc > _MAX_AUC}
+            refined = tuple(sorted({*positions, *middles}))
+            if num_waymarks or refined == positions or len(refined) > _MAX_WAYMARKS + 2:
+                break
     return found

@@ -1,7 +1,7 @@
 """A fitted density ratio: values at new points, weights, divergences, and whether to trust it."""
 
 import dataclasses
-import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +15,9 @@ from fdrl_jax import divergences
 from fdrl_jax.divergences import FDivergence
 from fdrl_jax.ratio.base import Columns, logistic
 from fdrl_jax.ratio.equality import smallest_kl
-from fdrl_jax.ratio.training import Heads, log_ratios
+from fdrl_jax.ratio.training import Model
 
-__all__ = ["Check", "DensityRatio", "Estimate", "Scores", "area_under_curve"]
+__all__ = ["Check", "DensityRatio", "Estimate", "Scores", "area_under_curve", "total"]
 __dir__ = __all__.copy
 
 Array = jax.Array
@@ -65,6 +65,13 @@ class Scores(NamedTuple):
         return Estimate(mean, float(np.sqrt(sums @ sums)))
 
 
+def total(scores: tuple[Scores, Scores], values: Sequence[np.ndarray]) -> Estimate:
+    """Returns the mean of values of the rows of the numerator plus that of the denominator."""
+    top, bottom = (of_set.mean(part) for of_set, part in zip(scores, values, strict=True))
+    error = float(np.hypot(top.standard_error, bottom.standard_error))
+    return Estimate(top.value + bottom.value, error)
+
+
 class Check(NamedTuple):
     """Whether a ratio is right, and its weights usable, by rows that were not fitted.
 
@@ -101,10 +108,8 @@ class DensityRatio:
     Attributes:
       scores: the rows of numerator and denominator.
       columns: the map of the columns.
-      offset: the log-ratio that the network is added to, one for each of F folds.
+      model: log-ratios of mapped columns, with a leading axis of folds.
       aucs: area under the curve of each pair of adjacent waymarks on held-out examples, H numbers.
-      heads: the network, one output per pair of adjacent waymarks; `None` if it did not help.
-      params: parameters of the network, with a leading axis of folds.
       waymarks: positions of the waymarks, from 0 (numerator) to 1 (denominator), H + 1 numbers.
       num_steps: training steps of the network.
       p_value: of "both sets have one distribution".
@@ -112,10 +117,8 @@ class DensityRatio:
 
     scores: tuple[Scores, Scores]
     columns: Columns
-    offset: Any
+    model: Model
     aucs: tuple[float, ...] = dataclasses.field(metadata=_STATIC)
-    heads: Heads | None = dataclasses.field(metadata=_STATIC)
-    params: Any
     waymarks: tuple[float, ...] = dataclasses.field(metadata=_STATIC)
     num_steps: int = dataclasses.field(metadata=_STATIC)
     p_value: float = dataclasses.field(default=1.0, metadata=_STATIC)
@@ -160,9 +163,9 @@ class DensityRatio:
             )
         x = jnp.asarray(self.columns.standardised(x), jnp.float32)
         size = len(x) if isinstance(x, jax.core.Tracer) else _CHUNK
-        fit = self.heads, self.columns, self.offset, self.params
         starts = range(0, max(len(x), 1), max(size, 1))
-        return jnp.concatenate([_fold_log_ratios(*fit, x[i : i + size]) for i in starts], axis=1)
+        parts = [_fold_log_ratios(self.model, self.columns, x[i : i + size]) for i in starts]
+        return jnp.concatenate(parts, axis=1)
 
     def weights(self, x: ArrayLike | None = None, *, alpha: float = 0.0) -> Array:
         """Returns weights of samples of the denominator that represent the numerator, [B].
@@ -202,10 +205,8 @@ class DensityRatio:
         for scores in self.scores:
             ratio = np.exp(np.clip(scores.log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
             with jax.enable_x64(True):  # Powers of large ratios overflow in float32.
-                values = np.asarray(divergence.f(jnp.asarray(ratio)))
-            parts.append(scores.mean(values / (1.0 + ratio)))
-        error = float(np.hypot(parts[0].standard_error, parts[1].standard_error))
-        return Estimate(parts[0].value + parts[1].value, error)
+                parts.append(np.asarray(divergence.f(jnp.asarray(ratio))) / (1.0 + ratio))
+        return total(self.scores, parts)
 
     def check(self) -> Check:
         """Checks the ratio by rows that were not fitted; two answers, about it and its weights."""
@@ -213,56 +214,45 @@ class DensityRatio:
         n, m = (_effective_sample_size(np.bincount(s.group, s.weight)) for s in self.scores)
         ratios = np.exp(np.minimum(bottom.log_ratio, _MAX_LOG_RATIO))
         auc = area_under_curve(top.log_ratio, bottom.log_ratio, top.weight, bottom.weight)
-        effective = _effective_sample_size(bottom.weight * ratios)
-        found = Check(
-            *(False, False, "", self.p_value),
-            smallest_kl=smallest_kl((n, m), self.columns.shift.size),
-            # No row of separable sets is near both, so their calibration is unknown.
-            slope=_slope(top, bottom) if auc <= _SEPARABLE_AUC else Estimate(np.nan, np.inf),
-            mean_ratio=bottom.mean(ratios),
-            # The error is that of equal sets (Mann and Whitney), which is the largest.
-            auc=Estimate(auc, float(np.sqrt((1.0 / n + 1.0 / m) / 12.0))),
-            effective_sample_size=effective,
-        )
-        verdict = (
-            f"The ratio passes all checks (p-value of equality {self.p_value:.2g}, calibration "
-            f"slope {found.slope}, mean ratio {found.mean_ratio})."
-        )
-        trusted = not (reason := self._reason(found))
+        smallest = smallest_kl((n, m), self.columns.shift.size)
+        # No row of separable sets is near both, so their calibration is unknown.
+        slope = _slope(self.scores) if auc <= _SEPARABLE_AUC else Estimate(np.nan, np.inf)
+        mean, worth = bottom.mean(ratios), _effective_sample_size(bottom.weight * ratios)
+        wrong, p_value = self._wrong(slope, mean, worth), f"{self.p_value:.2g}"
         if max(self.aucs) <= _SEPARABLE_AUC and self.p_value > 0.05:
-            trusted = False
-            verdict = (
-                f"There is not enough evidence to distinguish the sets (p = {self.p_value:.2g}): n "
-                f"= {n:.0f} and {m:.0f}, smallest KL that would show {found.smallest_kl:.2g} nats."
+            wrong = (
+                f"There is not enough evidence to distinguish the sets (p = {p_value}): n = {n:.0f}"
+                f" and {m:.0f}, smallest KL that would show {smallest:.2g} nats."
             )
-        elif reason:
-            verdict = f"Do not trust the ratio: {reason}."
-        usable = trusted and effective >= _MIN_EFFECTIVE
-        worth = f"worth {effective:.0f} of {np.count_nonzero(bottom.weight)} rows."
-        verdict += f" Its weights are {worth}" if usable else f" Do not use its weights, {worth}"
-        return found._replace(trusted=trusted, usable=usable, verdict=verdict)
+        usable = not wrong and worth >= _MIN_EFFECTIVE
+        verdict = wrong or (
+            f"The ratio passes all checks (p-value of equality {p_value}, calibration slope "
+            f"{slope}, mean ratio {mean})."
+        )
+        verdict += " Its weights are worth " if usable else " Do not use its weights, worth "
+        verdict += f"{worth:.0f} of {np.count_nonzero(bottom.weight)} rows."
+        # The error is that of equal sets (Mann and Whitney), which is the largest.
+        area = Estimate(auc, float(np.sqrt((1.0 / n + 1.0 / m) / 12.0)))
+        figures = self.p_value, smallest, slope, mean, area, worth
+        return Check(not wrong, usable, verdict, *figures)
 
-    def _reason(self, found: Check) -> str:
+    def _wrong(self, slope: Estimate, mean: Estimate, worth: float) -> str:
         """Returns why the ratio is wrong and what to do, or nothing if it passes."""
-        todo = "use more examples or another network"
+        kls, is_bridge = (self.divergence("kl"), self.divergence("reverse_kl")), len(self.aucs) > 1
+        negative = [kl.outside(0.0, np.inf) for kl in kls]
+        reason, todo = "", "use more examples or another network"
         if max(self.aucs) > _SEPARABLE_AUC:
-            return (
-                f"a classifier separates adjacent sets (AUC {max(self.aucs):.4f}), so the size of "
-                "the ratio is extrapolated; "
-                + ("leave num_waymarks out" if len(self.aucs) == 1 else "use more waymarks")
-            )
-        kls = self.divergence("kl"), self.divergence("reverse_kl")
-        num_wrong = sum(kl.value + 2.0 * kl.standard_error < 0.0 for kl in kls)
-        if num_wrong == 2 or (num_wrong and len(self.aucs) > 1):
-            return (
-                f"its KL divergences are {kls[0]} and {kls[1]}, and both must be positive; {todo}"
-            )
-        if found.slope.outside(*_LIMITS):
-            much = "much" if found.slope.value < 1.0 else "little"
-            return f"it claims too {much}: its calibration slope is {found.slope}, not 1; {todo}"
-        if found.effective_sample_size >= _MIN_EFFECTIVE and found.mean_ratio.outside(*_LIMITS):
-            return f"its mean over the denominator is {found.mean_ratio}, not 1; {todo}"
-        return ""
+            reason = f"a classifier separates adjacent sets (AUC {max(self.aucs):.4f}), so the size"
+            reason += " of the ratio is extrapolated"
+            todo = "use more waymarks" if is_bridge else "leave num_waymarks out"
+        elif any(negative) if is_bridge else all(negative):
+            reason = f"its KL divergences are {kls[0]} and {kls[1]}, and both must be positive"
+        elif slope.outside(*_LIMITS):
+            much = "much" if slope.value < 1.0 else "little"
+            reason = f"it claims too {much}: its calibration slope is {slope}, not 1"
+        elif worth >= _MIN_EFFECTIVE and mean.outside(*_LIMITS):
+            reason = f"its mean over the denominator is {mean}, not 1"
+        return f"Do not trust the ratio: {reason}; {todo}." if reason else ""
 
 
 def area_under_curve(upper: Any, lower: Any, *weights: np.ndarray) -> float:
@@ -299,33 +289,28 @@ def _relative(log_ratio: Array, alpha: float) -> Array:
     return -jnp.logaddexp(jnp.log(alpha), jnp.log1p(-alpha) - log_ratio)
 
 
-def _slope(top: Scores, bottom: Scores) -> Estimate:
+def _slope(scores: tuple[Scores, Scores]) -> Estimate:
     """Returns the slope of a logistic regression on `log r`, with its sandwich error."""
-    value = np.clip(np.concatenate([top.log_ratio, bottom.log_ratio]), -50.0, 50.0)
-    x = np.stack([np.ones_like(value), value], axis=1)
-    sign = np.repeat([1.0, -1.0], [len(top.log_ratio), len(bottom.log_ratio)])
-    weight = np.concatenate([top.weight, bottom.weight]) / 2.0
-    beta = logistic(x, sign, weight, np.full(2, 1e-9), np.array([0.0, 1.0]))
-    wrong = expit(-sign * (x @ beta))
-    curvature = (x * (weight * wrong * (1.0 - wrong))[:, None]).T @ x + 1e-9 * np.eye(2)
-    groups = np.concatenate([top.group, bottom.group + top.group.max() + 1])
-    sums = np.stack([np.bincount(groups, part) for part in (weight * sign * wrong * x.T)], axis=1)
-    inverse = np.linalg.inv(curvature)
-    variance = inverse @ (sums.T @ sums) @ inverse
-    return Estimate(float(beta[1]), float(np.sqrt(variance[1, 1])))
+    x = [np.stack([s.log_ratio * 0.0 + 1.0, np.clip(s.log_ratio, -50.0, 50.0)], 1) for s in scores]
+    both, sign = np.concatenate(x), np.repeat([1.0, -1.0], [len(part) for part in x])
+    weight = np.concatenate([s.weight for s in scores]) / 2.0
+    beta = logistic(both, sign, weight, np.full(2, 1e-9), np.array([0.0, 1.0]))
+    wrong = expit(-sign * (both @ beta))
+    curvature = (both * (weight * wrong * (1.0 - wrong))[:, None]).T @ both + 1e-9 * np.eye(2)
+    influence = sign * wrong * (both @ np.linalg.inv(curvature)[1]) / 2.0
+    parts = np.split(influence, [len(x[0])])
+    return Estimate(float(beta[1]), total(scores, parts).standard_error)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def row_log_ratios(heads: Heads | None, offset: Any, params: Any, x: Array) -> Array:
+@jax.jit
+def row_log_ratios(model: Model, x: Array) -> Array:
     """Returns log-ratios of mapped columns by one fold, `x [B, ...] -> [B]`."""
-    return jnp.sum(log_ratios(heads, offset, params, x), axis=1)
+    out: Array = jnp.sum(model(x), axis=1)
+    return out
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _fold_log_ratios(
-    heads: Heads | None, columns: Columns, offset: Any, params: Any, x: Array
-) -> Array:
+@jax.jit
+def _fold_log_ratios(model: Model, columns: Columns, x: Array) -> Array:
     """Returns log-ratios of standardised columns by every fold, [F, B]."""
-    of_fold = functools.partial(row_log_ratios, heads)
-    out: Array = jax.vmap(of_fold, (0, 0, None))(offset, params, columns.normalised(x))
+    out: Array = jax.vmap(row_log_ratios, (0, None))(model, columns.normalised(x))
     return out

@@ -7,8 +7,9 @@ without rounding. Networks are trained one per fold, in lockstep, or one head pe
 Reference: Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,16 +21,13 @@ from jax import lax
 
 from fdrl_jax.ratio.base import Pair
 
-__all__ = ["Gaussians", "Heads", "Network", "Options", "Trunk", "adjacent", "log_ratios"]
+__all__ = ["Gaussians", "Heads", "Model", "Network", "Options", "Trunk"]
 __dir__ = __all__.copy
 
 Array = jax.Array
-Offset = Callable[[Array], Array]  # A `Quadratic` or `Gaussians` of one fold.
 
 LAST = 1024  # Position of the denominator; the numerator is at 0.
-MAX_HELD_OUT = 4096  # Examples of each waymark and fold for early stopping.
 _PATIENCE = 5
-_MAX_AUC = 0.9  # Pairs of waymarks with more get another one between them.
 # Below e^30, so that ratios of far sets and their squares are finite in float32.
 _MAX_BASE = 30.0
 _MIN_ROWS_PER_COLUMN = 20  # Of each set, to estimate a covariance.
@@ -166,31 +164,32 @@ class Gaussians(NamedTuple):
         return (densities[:-1] - densities[1:]).T
 
 
-def log_ratios(heads: Heads | None, offset: Offset, params: Any, x: Array) -> Array:
-    """Returns log-ratios of adjacent waymarks by one fold, `x [B, ...] -> [B, H]`."""
-    out = offset(x)
-    return out if heads is None else out + heads(params, x)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """The log-ratios of adjacent waymarks by one fold, or with a leading axis of folds.
 
+    Attributes:
+      heads: the network, one output per pair of waymarks; `None` if it did not help.
+      offset: the `Quadratic` or `Gaussians` that it is added to.
+      params: parameters of the network.
+    """
 
-def adjacent(heads: Heads | None, offset: Offset, params: Any, marks: Array) -> tuple[Array, Array]:
-    """Returns log-ratio `h` on waymarks `h` and `h + 1`, [H + 1, B, ...] -> [H, B] each."""
-    flat = marks.reshape(-1, *marks.shape[2:])
-    out = log_ratios(heads, lambda x: jnp.clip(offset(x), -_MAX_BASE, _MAX_BASE), params, flat)
-    out = out.reshape(*marks.shape[:2], -1)
-    head = jnp.arange(out.shape[-1])
-    return out[head, :, head], out[head + 1, :, head]
+    heads: Heads | None = dataclasses.field(metadata={"static": True})
+    offset: Any
+    params: Any
 
+    def __call__(self, x: Array, largest: float = jnp.inf) -> Any:
+        """Returns log-ratios of one fold, [B, H], with an offset that is clipped to `largest`."""
+        out = jnp.clip(self.offset(x), -largest, largest)
+        return out if self.heads is None else out + self.heads(self.params, x)
 
-def refine(positions: tuple[int, ...], aucs: Sequence[float]) -> tuple[int, ...]:
-    """Returns the positions with one more in the middle of each pair that is too far apart."""
-    pairs = zip(positions[:-1], positions[1:], aucs, strict=True)
-    middles = {(a + b) // 2 for a, b, auc in pairs if auc > _MAX_AUC}
-    return tuple(sorted({*positions, *middles}))
-
-
-def spread(num_waymarks: int) -> tuple[int, ...]:
-    """Returns equally spaced positions: both ends, and `num_waymarks` between them."""
-    return tuple(int(p) for p in np.linspace(0, LAST, num_waymarks + 2).round())
+    def adjacent(self, marks: Array) -> tuple[Array, Array]:
+        """Returns log-ratio `h` on waymarks `h` and `h + 1`, [H + 1, B, ...] -> [H, B] each."""
+        out = self(marks.reshape(-1, *marks.shape[2:]), _MAX_BASE)
+        out = out.reshape(*marks.shape[:2], -1)
+        head = jnp.arange(out.shape[-1])
+        return out[head, :, head], out[head + 1, :, head]
 
 
 def waymarks(top: Array, bottom: Array, mixed: Array, positions: Array) -> Array:
@@ -208,26 +207,25 @@ def gaussians(rows: Pair, weights: Pair, mixed: np.ndarray, positions: Array) ->
     Their columns are independent if there are few rows. Columns that are constant in a set have no
     density; there all Gaussians are equal.
     """
-    flat = [np.asarray(x, np.float64).reshape(len(x), -1) for x in rows]
-    means = [w @ x for w, x in zip(weights, flat, strict=True)]
-    covariances = []
-    for w, x, mean in zip(weights, flat, means, strict=True):
-        covariances.append((x - mean).T @ (w[:, None] * (x - mean)))
+    means, covariances = [], []
+    for w, x in zip(weights, rows, strict=True):
+        flat = np.asarray(x, np.float64).reshape(len(x), -1)
+        means.append(w @ flat)
+        covariances.append((flat - means[-1]).T @ (w[:, None] * (flat - means[-1])))
     used = (np.diag(covariances[0]) > 0.0) & (np.diag(covariances[1]) > 0.0)
-    is_diagonal = min(map(len, flat)) < _MIN_ROWS_PER_COLUMN * len(used)
+    independent = min(map(len, rows)) < _MIN_ROWS_PER_COLUMN * len(used)
     found = []
     for cosine, sine in zip(*map(np.ravel, _shares(positions, 0)), strict=True):
-        of_top, of_bottom = np.where(mixed, cosine, 1.0), np.where(mixed, sine, 0.0)
-        mean = of_top * means[0] + of_bottom * means[1]
-        covariance = np.outer(of_top, of_top) * covariances[0]
-        covariance += np.outer(of_bottom, of_bottom) * covariances[1]
-        covariance = np.where(np.outer(used, used), covariance, np.eye(len(used)))
-        variance = np.diag(covariance)
-        if is_diagonal:
-            factor = 1.0 / np.sqrt(variance)
-        else:
-            factor = np.linalg.inv(np.linalg.cholesky(covariance + 1e-6 * np.diag(variance))).T
-        scales = factor if is_diagonal else np.diag(factor)
+        shares = np.where(mixed, cosine, 1.0), np.where(mixed, sine, 0.0)
+        mean = sum(share * of_set for share, of_set in zip(shares, means, strict=True))
+        scaled = [np.outer(s, s) * c for s, c in zip(shares, covariances, strict=True)]
+        covariance = np.where(np.outer(used, used), scaled[0] + scaled[1], np.eye(len(used)))
+        scales = 1.0 / np.sqrt(np.diag(covariance))
+        factor = scales
+        if not independent:
+            ridge = 1e-6 * np.diag(np.diag(covariance))
+            factor = np.linalg.inv(np.linalg.cholesky(covariance + ridge)).T
+            scales = np.diag(factor)
         found.append((np.where(used, mean, 0.0), factor, np.log(scales).sum()))
     return Gaussians(*(jnp.float32(np.stack(part))[None] for part in zip(*found, strict=True)))
 
@@ -240,50 +238,39 @@ def _shares(positions: Array, ndim: int) -> tuple[Array, Array]:
     return jnp.where(positions == LAST, 0.0, jnp.cos(angle)), jnp.sin(angle)
 
 
-class Inputs(NamedTuple):
-    """The arrays that training reads; F folds, H + 1 waymarks."""
-
-    keys: Array  # Of initial parameters and of batches, [2, F].
-    rows: tuple[Array, ...]  # Numerator and denominator, [N, ...] and [M, ...].
-    shares: tuple[Array, ...]  # Cumulated weights of the training rows, [F, N] and [F, M].
-    held_out: Array  # Fixed examples of each waymark, [F, H + 1, B, ...].
-    offset: Any  # The log-ratio that the network is added to, one `Offset` per fold.
-    mixed: Array  # Which columns differ, [...].
-    marks: Array  # Positions of the waymarks, [H + 1].
-
-
-class _State(NamedTuple):
-    folds: Any  # Parameters, their average and the state of the optimizer, per fold.
-    best: Any  # The average with the lowest loss.
-    step: Array
-    best_loss: Array
-    stale: Array
-
-
-def train(heads: Heads, options: Options, inputs: Inputs) -> tuple[Any, int]:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def train(
+    heads: Heads,
+    options: Options,
+    keys: Array,
+    rows: tuple[Array, ...],
+    shares: tuple[Array, ...],
+    held_out: Array,
+    offset: Any,
+    mixed: Array,
+    positions: Array,
+) -> tuple[Any, Array, Array]:
     """Trains until the mean held-out loss of all folds no longer decreases.
 
+    Args:
+      heads: the network, with H outputs.
+      options: how to train.
+      keys: of initial parameters and of batches, [2, F] for F folds.
+      rows: numerator and denominator, [N, ...] and [M, ...].
+      shares: cumulated weights of the training rows, [F, N] and [F, M].
+      held_out: fixed examples of each waymark, [F, H + 1, B, ...].
+      offset: as in `Model`, with a leading axis of folds.
+      mixed: which columns differ, [...].
+      positions: of the waymarks, [H + 1].
+
     Returns:
-      Parameters with a leading axis of folds, and the number of steps.
+      Parameters with a leading axis of folds, the number of steps, and the lowest loss.
     """
-    num_rows = min(map(len, inputs.rows))
+    num_rows = min(map(len, rows))
     batch_size = options.batch_size or (128 if num_rows < 4_000 else 256)
     # A network overfits a few hundred examples within tens of steps.
     per_round = options.num_steps // (20 if num_rows >= 4_000 else 40)
     round_steps = max(min(per_round, 8 * num_rows // batch_size), 1)
-    found: _State = _run(heads, options, batch_size, round_steps, inputs)
-    if not np.isfinite(found.best_loss):
-        raise ValueError(
-            "training diverged: the held-out loss was never finite; lower the learning rate with "
-            "options=fdrl.ratio.Options(learning_rate=...)"
-        )
-    return found.best, int(found.step)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _run(
-    heads: Heads, options: Options, batch_size: int, round_steps: int, inputs: Inputs
-) -> _State:
     warmup = min(100, options.num_steps // 10)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, options.learning_rate, warmup, max(options.num_steps, warmup + 1)
@@ -293,47 +280,43 @@ def _run(
     )
 
     def loss(params: Any, offset: Any, marks: Array) -> Array:
-        upper, lower = adjacent(heads, offset, params, marks)
+        upper, lower = Model(heads, offset, params).adjacent(marks)
         return jnp.mean(jax.nn.softplus(-upper) + jax.nn.softplus(lower))
 
-    def step(state: _State, _: None) -> tuple[_State, None]:
-        rate = jnp.minimum(0.995, (1.0 + state.step) / (10.0 + state.step))
+    def update(state: Any, _: None) -> Any:
+        folds, step = state
+        rate = jnp.minimum(0.995, (1.0 + step) / (10.0 + step))
 
         def of_fold(key: Array, shares: Any, offset: Any, fold: Any) -> Any:
             params, average, opt_state = fold
-            keys = jax.random.split(jax.random.fold_in(key, state.step))
             batch = []
-            for part, rows, cumulated in zip(keys, inputs.rows, shares, strict=True):
+            parts = jax.random.split(jax.random.fold_in(key, step))
+            for part, values, cumulated in zip(parts, rows, shares, strict=True):
                 u = jax.random.uniform(part, (batch_size,))
                 found = jnp.searchsorted(cumulated, u, side="right")
-                batch.append(rows[jnp.minimum(found, len(rows) - 1)])
-            marks = waymarks(batch[0], batch[1], inputs.mixed, inputs.marks)
+                batch.append(values[jnp.minimum(found, len(values) - 1)])
+            marks = waymarks(batch[0], batch[1], mixed, positions)
             gradient = jax.grad(loss)(params, offset, marks)
             updates, opt_state = optimizer.update(gradient, opt_state, params)
             params = optax.apply_updates(params, updates)
             average = jax.tree.map(lambda a, p: rate * a + (1.0 - rate) * p, average, params)
             return params, average, opt_state
 
-        folds = jax.vmap(of_fold)(inputs.keys[1], inputs.shares, inputs.offset, state.folds)
-        return state._replace(folds=folds, step=state.step + 1), None
+        return (jax.vmap(of_fold)(keys[1], shares, offset, folds), step + 1), None
 
-    def one_round(state: _State) -> _State:
-        state, _ = lax.scan(step, state, None, length=round_steps)
-        average = state.folds[1]
-        losses = jax.vmap(loss)(average, inputs.offset, inputs.held_out)
-        value = jnp.mean(losses).astype(jnp.float32)
-        better = value < state.best_loss
-        return state._replace(
-            best=jax.tree.map(lambda a, b: jnp.where(better, a, b), average, state.best),
-            best_loss=jnp.where(better, value, state.best_loss),
-            stale=jnp.where(better, 0, state.stale + 1),
-        )
+    def one_round(state: Any) -> Any:
+        folds, step, best, lowest, stale = state
+        (folds, step), _ = lax.scan(update, (folds, step), None, length=round_steps)
+        value = jnp.mean(jax.vmap(loss)(folds[1], offset, held_out)).astype(jnp.float32)
+        better = value < lowest
+        best = jax.tree.map(lambda a, b: jnp.where(better, a, b), folds[1], best)
+        return folds, step, best, jnp.where(better, value, lowest), jnp.where(better, 0, stale + 1)
 
-    def unfinished(state: _State) -> Array:
-        return (state.step < options.num_steps) & (state.stale < _PATIENCE)
+    def unfinished(state: Any) -> Any:
+        return (state[1] < options.num_steps) & (state[4] < _PATIENCE)
 
-    params = jax.vmap(heads.init, (0, None))(inputs.keys[0], inputs.rows[0][:2])
+    params = jax.vmap(heads.init, (0, None))(keys[0], rows[0][:2])
     folds = params, params, jax.vmap(optimizer.init)(params)
-    state = _State(folds, params, jnp.int32(0), jnp.float32(jnp.inf), jnp.int32(0))
-    result: _State = lax.while_loop(unfinished, one_round, state)
-    return result
+    state = folds, jnp.int32(0), params, jnp.float32(jnp.inf), jnp.int32(0)
+    _, step, best, lowest, _ = lax.while_loop(unfinished, one_round, state)
+    return best, step, lowest

@@ -276,7 +276,7 @@ def test_a_network_finds_what_the_regression_misses():
     modes = rng.normal(2.0 * rng.choice([-1.0, 1.0], 2_000), 0.5) / std
     top, bottom = np.stack([modes, rng.normal(size=2_000)], axis=1), gaussians()[1]
     ratio = fdrl.fit_ratio(KEY, top, bottom)
-    assert ratio.heads is not None
+    assert ratio.model.heads is not None
     points = np.concatenate([top, bottom])
     x = std * points[:, 0]
     truth = np.log(0.5 * norm.pdf(x, 2, 0.5) + 0.5 * norm.pdf(x, -2, 0.5)) - norm.logpdf(x, 0, std)
@@ -297,9 +297,9 @@ def test_a_ratio_works_under_jit_and_grad_and_in_a_pickle(make):
 
 def test_a_second_fit_of_the_same_shapes_compiles_nothing():
     fdrl.fit_ratio(KEY, *gaussians(300))
-    before = training._run._cache_size()
+    before = training.train._cache_size()
     second = fdrl.fit_ratio(jax.random.key(1), *(x + 0.1 for x in gaussians(300)))
-    assert training._run._cache_size() == before > 0
+    assert training.train._cache_size() == before > 0
     assert second.p_value < 0.05
 
 
