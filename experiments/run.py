@@ -40,7 +40,7 @@ from fdrl_jax.training.state import TrainState
 Kind = Literal["ratio", "classifier"]  # What is trained.
 Key = dict[str, Any]
 _MODES = {"ratio": "train", "classifier": "classifier"}  # What trains each kind.
-_FORMAT = 2
+_FORMAT = 3
 _PRIOR, _REFERENCE = "prior.npz", "reference.npz"
 
 
