@@ -3,8 +3,9 @@
 It is a ridge logistic regression on columns, squares and products, one per fold, in float64.
 """
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import expit, ndtr, ndtri
 
-__all__ = ["Columns", "Pair", "Quadratic", "fit", "logistic"]
+__all__ = ["Columns", "Pair", "Quadratic", "fit", "logistic", "quadratic", "refuse_frame"]
 __dir__ = __all__.copy
 
 Array = jax.Array
@@ -21,11 +22,19 @@ Pair = tuple[np.ndarray, np.ndarray]  # Of the numerator and of the denominator.
 NUM_FOLDS = 5
 _NUM_KNOTS = 201
 _MAX_PAIRS = 200  # Products of columns in the regression; others are screened out.
-_MAX_PAIRED, _MAX_COLUMNS = 100, 500  # No products, and no regression, for more columns.
+_MAX_COLUMNS = 500  # No regression for more.
 # Rows of each set that the regression uses; more cost time and add little.
 _MIN_ROWS, _MAX_WORK = 10_000, 1e8  # Work: rows times squared number of features.
 # Strength of the ridge for columns, and for their squares and products, in rows.
 _PENALTIES = ((100.0, 1000.0), (10.0, 1000.0), (10.0, 100.0), (10.0, 10.0), (1.0, 1.0), (0.1, 0.1))
+
+
+def refuse_frame(name: str, values: Any) -> None:
+    """Refuses data frames: another order of their columns would have the same shape."""
+    if hasattr(values, "columns"):
+        raise ValueError(
+            f"{name} must be an array; fdrl_jax.ratio.estimator.RatioEstimator takes data frames"
+        )
 
 
 def _flat(x: Any) -> Any:
@@ -56,20 +65,23 @@ class Columns(NamedTuple):
 
 
 class Quadratic(NamedTuple):
-    """A log-ratio `constant + linear x + x' square x` of flattened columns, one per fold.
+    """Log-ratios `constant + linear x + x' square x` of flattened columns, H per fold.
 
-    Shapes [F], [F, D], and [F, D, D] or only its diagonal, [F, D].
+    Shapes [F, H], [F, H, D], and [F, H, D, D] or only its diagonal, [F, H, D].
     """
 
-    constant: Array | np.ndarray
-    linear: Array | np.ndarray
-    square: Array | np.ndarray
+    constant: Array
+    linear: Array
+    square: Array
 
-    def __call__(self, x: Any) -> Any:
-        """Returns log-ratios of one fold, `x [B, ...] -> [B, 1]`."""
+    def __call__(self, x: Array) -> Array:
+        """Returns log-ratios of one fold, `x [B, ...] -> [B, H]`."""
         x = _flat(x)
-        product = x @ self.square if self.square.ndim == 2 else x * self.square
-        return (self.constant + x @ self.linear + (product * x).sum(axis=-1))[:, None]
+        # Large terms cancel, so that the lower precision of some devices is not enough.
+        product = functools.partial(jnp.matmul, precision="highest")
+        is_diagonal = self.square.ndim == 2
+        scaled = x * self.square[:, None] if is_diagonal else product(x, self.square)
+        return product(x, self.linear.T) + self.constant + (scaled * x).sum(axis=-1).T
 
 
 def plain_and_ranked(rows: Pair, weights: Pair) -> Iterator[Columns]:
@@ -98,33 +110,35 @@ def _knots(column: np.ndarray, weights: np.ndarray) -> Pair:
     return np.pad(values, missing, mode="edge"), np.pad(normal, missing, mode="edge")
 
 
+def quadratic(folds: Iterable[Any]) -> Quadratic:
+    """Returns the log-ratios of folds, each given by its constants, slopes and squares."""
+    return Quadratic(*(jnp.float32(np.stack(part)) for part in zip(*folds, strict=True)))
+
+
 def fit(rows: Pair, weights: Pair, folds: Pair) -> Quadratic:
     """Fits the log-ratio without each fold, with the ridge of the lowest loss on these."""
-    top, bottom = (np.asarray(x, np.float64).reshape(len(x), -1) for x in rows)
-    size = top.shape[1]
+    x = np.concatenate([_flat(np.float64(part)) for part in rows])
+    sizes, size = [len(part) for part in rows], x.shape[1]
     if size > _MAX_COLUMNS:
-        return Quadratic(np.zeros(NUM_FOLDS), *np.zeros((2, NUM_FOLDS, size)))
-    x = np.concatenate([top, bottom])
-    sign = np.repeat([1.0, -1.0], [len(top), len(bottom)])
+        flat = jnp.zeros((NUM_FOLDS, 1, size), jnp.float32)
+        return Quadratic(flat[..., 0], flat, flat)
+    sign = np.repeat([1.0, -1.0], sizes)
     weight, fold = np.concatenate(weights) / 2, np.concatenate(folds)
     most = max(_MIN_ROWS, _MAX_WORK / min(size**2 / 2 + 2 * size, 2 * size + _MAX_PAIRS) ** 2)
     # Folds are random, so that every n-th row is a random one.
-    parts = [np.arange(len(y)) % max(len(y) // most, 1) == 0 for y in (top, bottom)]
-    used, num_rows = np.concatenate(parts), min(part.sum() for part in parts)
-    losses = np.zeros(len(_PENALTIES))
-    found: list[list[Quadratic]] = [[] for _ in _PENALTIES]
-    for index in range(NUM_FOLDS):
-        train, held_out = used & (fold != index), fold == index
-        for number, quadratic in enumerate(_path(x[train], sign[train], weight[train], num_rows)):
-            found[number].append(quadratic)
-            output = quadratic(x[held_out])[:, 0]
-            losses[number] += np.logaddexp(0.0, -sign[held_out] * output) @ weight[held_out]
-    return Quadratic(*(np.stack(part) for part in zip(*found[losses.argmin()], strict=True)))
+    used = np.concatenate([np.arange(num) % max(num // most, 1) == 0 for num in sizes])
+    paths = [list(_path(x, sign, weight, used, fold == index)) for index in range(NUM_FOLDS)]
+    best = np.sum([[loss for loss, _ in path] for path in paths], axis=0).argmin()
+    return quadratic(path[best][1] for path in paths)
 
 
-def _path(x: np.ndarray, sign: np.ndarray, weight: np.ndarray, rows: int) -> Iterator[Quadratic]:
-    """Returns the regressions of one fold with weaker and weaker ridges."""
-    size = x.shape[1]
+def _path(
+    x: np.ndarray, sign: np.ndarray, weight: np.ndarray, used: np.ndarray, held_out: np.ndarray
+) -> Iterator[Any]:
+    """Returns regressions with weaker and weaker ridges, each with its loss on held-out rows."""
+    rows, size = min(used[sign > 0].sum(), used[sign < 0].sum()), x.shape[1]
+    y, y_sign, y_weight = x[held_out], sign[held_out], weight[held_out]
+    x, sign, weight = (part[used & ~held_out] for part in (x, sign, weight))
     for is_set in (sign > 0, sign < 0):
         weight = np.where(is_set, weight / (2.0 * weight[is_set].sum()), weight)
     pairs = _pairs(x, sign, weight)
@@ -133,24 +147,23 @@ def _path(x: np.ndarray, sign: np.ndarray, weight: np.ndarray, rows: int) -> Ite
     std = np.sqrt(weight @ (features - mean) ** 2)
     std = np.where(std > 1e-6, std, np.inf)
     features = np.concatenate([np.ones((len(x), 1)), (features - mean) / std], axis=1)
-    beta = np.zeros(features.shape[1])
+    beta, parts = np.zeros(features.shape[1]), (1, size, features.shape[1] - 1 - size)
     for of_columns, of_products in _PENALTIES:
-        penalty = np.full(len(beta), of_products / rows)
-        penalty[: size + 1] = of_columns / rows
-        penalty[0] = 1e-9
+        penalty = np.repeat([1e-9, of_columns / rows, of_products / rows], parts)
         beta = logistic(features, sign, weight, penalty, beta)
         slope = beta[1:] / std
-        square = slope[size : 2 * size]
-        if size <= _MAX_PAIRED:
-            square = np.diag(square)
-            for half in (pairs, pairs[::-1]):
-                square[half] += slope[2 * size :] / 2
-        yield Quadratic(beta[0] - slope @ mean, slope[:size], square)
+        square = np.diag(slope[size : 2 * size])
+        for half in (pairs, pairs[::-1]):
+            square[half] += slope[2 * size :] / 2
+        constant, linear = beta[0] - slope @ mean, slope[:size]
+        output = constant + y @ linear + (y @ square * y).sum(axis=1)
+        loss = np.logaddexp(0.0, -y_sign * output) @ y_weight
+        yield loss, (constant[None], linear[None], square[None])
 
 
 def _pairs(x: np.ndarray, sign: np.ndarray, weight: np.ndarray) -> Pair:
     """Returns the pairs of columns whose products differ most between the sets."""
-    first, second = np.triu_indices(x.shape[1] if x.shape[1] <= _MAX_PAIRED else 1, 1)
+    first, second = np.triu_indices(x.shape[1], 1)
     gap = (x * (sign * weight)[:, None]).T @ x
     size = np.sqrt((x**2 * weight[:, None]).T @ x**2)
     score = (np.abs(gap) / np.maximum(size, 1e-12))[first, second]

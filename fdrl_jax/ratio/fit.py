@@ -14,16 +14,8 @@ from fdrl_jax import _keys
 from fdrl_jax._checks import check_number
 from fdrl_jax.ratio import base, equality, training
 from fdrl_jax.ratio.base import NUM_FOLDS, Pair
-from fdrl_jax.ratio.result import (
-    DensityRatio,
-    Estimate,
-    Scores,
-    area_under_curve,
-    refuse_frame,
-    row_log_ratios,
-    total,
-)
-from fdrl_jax.ratio.training import LAST, Network, Options
+from fdrl_jax.ratio.result import DensityRatio, Estimate, Scores, area_under_curve, total
+from fdrl_jax.ratio.training import Network, Options, Trunk
 
 __all__ = ["MutualInformation", "fit_ratio", "mutual_information"]
 __dir__ = __all__.copy
@@ -105,9 +97,7 @@ def fit_ratio(
       ValueError: for arguments that cannot be used, for sets that differ in a constant, and if
         training diverges.
     """
-    if denominator is None:
-        raise TypeError("fit_ratio needs a key first: fit_ratio(jax.random.key(0), top, bottom)")
-    key, rng = _key_and_generator(key)
+    key, rng = _key_and_generator("fit_ratio", key, denominator)
     rows = _array("numerator", numerator), _array("denominator", denominator)
     if rows[0].shape[1:] != rows[1].shape[1:]:
         raise ValueError(
@@ -161,9 +151,7 @@ def mutual_information(
       TypeError, ValueError: see `fit_ratio`; also if a linear combination of the columns of `x` is
         one of `y`, or a column a monotone map, which makes the information infinite.
     """
-    if y is None:
-        raise TypeError("mutual_information needs a key first, such as jax.random.key(0)")
-    key, rng = _key_and_generator(key)
+    key, rng = _key_and_generator("mutual_information", key, y)
     xs, ys = _array("x", x), _array("y", y)
     num = len(xs)
     if num != len(ys):
@@ -197,16 +185,18 @@ def mutual_information(
     return MutualInformation(*ratio.divergence("kl"), ratio)
 
 
-def _key_and_generator(key: Array) -> tuple[Array, np.random.Generator]:
+def _key_and_generator(name: str, key: Array, last: Any) -> tuple[Array, np.random.Generator]:
     """Returns the typed key, and NumPy's generator of folds and permutations for it."""
+    if last is None:
+        raise TypeError(f"{name} needs a key first, such as jax.random.key(0), and two arrays")
     key = _keys.typed(key)
     seed = np.asarray(jax.random.key_data(jax.random.fold_in(key, 0))).tolist()
     return key, np.random.default_rng(seed)
 
 
-def _array(name: str, values: ArrayLike) -> np.ndarray:
+def _array(name: str, values: Any) -> np.ndarray:
     """Returns finite values in floating point, [N, ...]; numbers per example become [N, 1]."""
-    refuse_frame(name, values)
+    base.refuse_frame(name, values)
     if np.ma.is_masked(values):  # NumPy would use what the mask hides.
         raise ValueError(f"{name} has masked values; remove or impute them")
     if hasattr(values, "toarray"):
@@ -225,13 +215,12 @@ def _array(name: str, values: ArrayLike) -> np.ndarray:
             f"{name} must have at least {_MIN_EXAMPLES} examples, [N, ...], got shape "
             f"{np.shape(values)}"
         )
-    if num_bad := np.sum(~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))):
+    good = (np.abs(array) <= 1e30).reshape(len(array), -1).all(axis=1)
+    if not good.all():
         raise ValueError(
-            f"{name} has values that are not finite (NaN or infinite) in {num_bad} of {len(array)} "
-            "examples; remove or impute them"
+            f"{name} has values that are not finite, or above 1e30, whose squares overflow, in "
+            f"{np.sum(~good)} of {len(array)} examples; remove, impute or rescale them"
         )
-    if np.abs(array).max() > 1e30:
-        raise ValueError(f"{name} has values above 1e30, whose squares overflow; rescale them")
     return array
 
 
@@ -260,11 +249,9 @@ def _groups_and_folds(rng: np.random.Generator, labels: Any, sizes: tuple[int, .
         folds = tuple(rng.permutation(size) % NUM_FOLDS for size in sizes)
         return tuple(np.arange(size) for size in sizes), folds
     given = [np.asarray(part) for part in labels]
-    if [part.shape for part in given] != [(size,) for size in sizes]:
-        raise ValueError(
-            f"groups must be one label per row, {' and '.join(f'[{size}]' for size in sizes)}, "
-            f"got shapes {' and '.join(str(part.shape) for part in given)}"
-        )
+    shapes = [part.shape for part in given]
+    if shapes != [(size,) for size in sizes]:
+        raise ValueError(f"groups must be one label per row, {list(sizes)}, got shapes {shapes}")
     if min(len(np.unique(part)) for part in given) < NUM_FOLDS:
         raise ValueError(f"groups must have at least {NUM_FOLDS} labels in each set")
     numbers = np.unique(np.concatenate(given), return_inverse=True)[1]
@@ -286,12 +273,11 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     """
     bases = []
     for values in (x, y):
-        several = [len(np.unique(column)) > 0.9 * len(column) for column in values.T]
-        centred = np.float64(values[:, several]) - values[:, several].mean(axis=0)
-        centred = centred / np.maximum(np.abs(centred).max(axis=0, initial=0.0), 1e-300)
-        vectors, lengths, _ = np.linalg.svd(centred, full_matrices=False)
-        bases.append(vectors[:, lengths > 1e-6 * lengths.max(initial=0.0)])
-    product = bases[0].T @ bases[1]
+        columns = [c - c.mean() for c in values.astype(float).T if len(np.unique(c)) > 0.9 * len(c)]
+        scaled = np.reshape([c / np.abs(c).max() for c in columns], (-1, len(values)))
+        _, lengths, vectors = np.linalg.svd(scaled, full_matrices=False)
+        bases.append(vectors[lengths > 1e-6 * lengths.max(initial=0.0)])
+    product = bases[0] @ bases[1].T
     if min(product.shape) == 0 or sum(product.shape) >= len(x):
         return 0.0
     return float(np.linalg.norm(product, 2) ** 2)
@@ -305,7 +291,8 @@ def _fit(problem: _Problem, num_waymarks: int | None, exchangeable: bool) -> Den
         if value is not None:
             check_number(name, value, above_zero=True)
     if problem.network is None:
-        trunk = training.default_trunk(problem.mixed.size, min(map(len, problem.rows)))
+        size, width = problem.mixed.size, 64 if min(map(len, problem.rows)) < 4_000 else 128
+        trunk = Trunk((min(max(4 * size, width), 1024), width), squares=size <= 100)
         problem = problem._replace(network=trunk)
     mapped = []
     for columns in base.plain_and_ranked(problem.rows, problem.weights):
@@ -318,15 +305,12 @@ def _fit(problem: _Problem, num_waymarks: int | None, exchangeable: bool) -> Den
         limit = _MIN_BRIDGED_AUC if num_waymarks is None else np.inf
         # Squares of a few large values would make the ratio of heavy tails.
         heavy = max(np.abs(x).max() for x in mapped[0].rows) > _HEAVY
-        fits = []
-        for one in mapped[1:] if heavy else mapped:
-            quadratic = base.fit(one.rows, one.weights, one.folds)
-            offset = base.Quadratic(*(jnp.float32(part) for part in quadratic))
-            fits.append(_residual(one, offset, num_steps=0))
-        found = _lowest(fits)
+        tried = mapped[1:] if heavy else mapped
+        fits = [base.fit(one.rows, one.weights, one.folds) for one in tried]
+        found = _lowest([_residual(one, fit, 0) for one, fit in zip(tried, fits, strict=True)])
         if found.aucs[0] <= limit:
             one = mapped[0] if found.columns.knots is None else mapped[1]
-            found = _lowest([found, _residual(one, found.model.offset)])
+            found = _lowest([found, _residual(one, found.model.offset, one.options.num_steps)])
         if found.aucs[0] > limit:
             found = _bridged(mapped[0], None)
     gain = _gain(found.scores)
@@ -364,16 +348,16 @@ def _lowest(fits: list[DensityRatio]) -> DensityRatio:
 
 def _residual(
     mapped: _Problem,
-    offset: Any,
-    positions: tuple[int, ...] = (0, LAST),
+    offset: base.Quadratic,
+    num_steps: int,
+    positions: tuple[float, ...] = (0.0, 1.0),
     num_folds: int = NUM_FOLDS,
-    num_steps: int | None = None,
 ) -> DensityRatio:
     """Adds a network to the log-ratio `offset` of each of the first folds, trained without it."""
     held_out = jnp.stack([_held_out(mapped, index, positions) for index in range(num_folds)])
     heads, params, done = None, None, 0
-    if num_steps != 0:
-        options = mapped.options._replace(num_steps=num_steps or mapped.options.num_steps)
+    if num_steps:
+        options = mapped.options._replace(num_steps=num_steps)
         sides = (0, 1) if mapped.mixed.all() else (0, 0)  # Partners are drawn again each time.
         rows, shares = tuple(jnp.asarray(mapped.rows[side]) for side in sides), []
         for side in sides:
@@ -397,7 +381,7 @@ def _residual(
             chosen = np.flatnonzero(folds == index)
             # All folds have one length, so that there is one compiled program.
             padded = x[np.resize(chosen, max(np.bincount(folds)))]
-            log_ratio[chosen] = row_log_ratios(of_fold, padded)[: len(chosen)]
+            log_ratio[chosen] = training.row_log_ratios(of_fold, padded)[: len(chosen)]
         for pair, (upper, lower) in enumerate(zip(*of_fold.adjacent(held_out[index]), strict=True)):
             aucs[pair] += area_under_curve(np.asarray(upper), np.asarray(lower)) / num_folds
     scores = []
@@ -407,10 +391,10 @@ def _residual(
         known = w * (f < num_folds)
         scores.append(Scores(log_ratio, known / known.sum(), group))
     found = (scores[0], scores[1]), mapped.columns, model, tuple(aucs.tolist())
-    return DensityRatio(*found, tuple(p / LAST for p in positions), int(done))
+    return DensityRatio(*found, positions, int(done))
 
 
-def _held_out(mapped: _Problem, index: int, positions: tuple[int, ...]) -> Array:
+def _held_out(mapped: _Problem, index: int, positions: tuple[float, ...]) -> Array:
     """Returns fixed examples of each waymark from the rows of a fold, [H + 1, B, ...]."""
     size = min(max(max(np.bincount(f)) for f in mapped.folds), _MAX_HELD_OUT)
     chosen = []
@@ -434,16 +418,15 @@ def _bridged(mapped: _Problem, num_waymarks: int | None) -> DensityRatio:
     kept = [w * (f != 0) for w, f in zip(mapped.weights, mapped.folds, strict=True)]
     weights, mixed = (kept[0] / kept[0].sum(), kept[1] / kept[1].sum()), mapped.mixed.ravel()
     most = mapped.options.num_steps
-    even = np.linspace(0, LAST, (num_waymarks or 1) + 2).round()
-    positions = tuple(int(position) for position in even)
+    positions = tuple(np.linspace(0.0, 1.0, (num_waymarks or 1) + 2).tolist())
     for budget in (most,) if num_waymarks else (0, max(most // 4, 1), most):
         refined = positions
         while True:
             positions = refined
             offset = training.gaussians(mapped.rows, weights, mixed, jnp.asarray(positions))
-            found = _residual(mapped, offset, positions, num_folds=1, num_steps=budget)
+            found = _residual(mapped, offset, budget, positions, num_folds=1)
             pairs = zip(positions[:-1], positions[1:], found.aucs, strict=True)
-            middles = {(a + b) // 2 for a, b, auc in pairs if auc > _MAX_AUC}
+            middles = {(a + b) / 2 for a, b, auc in pairs if auc > _MAX_AUC}
             refined = tuple(sorted({*positions, *middles}))
             if num_waymarks or refined == positions or len(refined) > _MAX_WAYMARKS + 2:
                 break

@@ -13,9 +13,9 @@ from scipy.stats import rankdata
 
 from fdrl_jax import divergences
 from fdrl_jax.divergences import FDivergence
-from fdrl_jax.ratio.base import Columns, logistic
+from fdrl_jax.ratio.base import Columns, logistic, refuse_frame
 from fdrl_jax.ratio.equality import smallest_kl
-from fdrl_jax.ratio.training import Model
+from fdrl_jax.ratio.training import Model, row_log_ratios
 
 __all__ = ["Check", "DensityRatio", "Estimate", "Scores", "area_under_curve", "total"]
 __dir__ = __all__.copy
@@ -269,14 +269,6 @@ def area_under_curve(upper: Any, lower: Any, *weights: np.ndarray) -> float:
     return float(of_upper @ below[place[:n]])
 
 
-def refuse_frame(name: str, values: Any) -> None:
-    """Refuses data frames: another order of their columns would have the same shape."""
-    if hasattr(values, "columns"):
-        raise ValueError(
-            f"{name} must be an array; fdrl_jax.ratio.estimator.RatioEstimator takes data frames"
-        )
-
-
 def _effective_sample_size(weights: np.ndarray) -> float:
     return float(weights.sum() ** 2 / max(np.sum(weights**2), 1e-300))
 
@@ -300,13 +292,6 @@ def _slope(scores: tuple[Scores, Scores]) -> Estimate:
     influence = sign * wrong * (both @ np.linalg.inv(curvature)[1]) / 2.0
     parts = np.split(influence, [len(x[0])])
     return Estimate(float(beta[1]), total(scores, parts).standard_error)
-
-
-@jax.jit
-def row_log_ratios(model: Model, x: Array) -> Array:
-    """Returns log-ratios of mapped columns by one fold, `x [B, ...] -> [B]`."""
-    out: Array = jnp.sum(model(x), axis=1)
-    return out
 
 
 @jax.jit

@@ -1,8 +1,8 @@
 """Networks of ratios, the waymarks between two sets, and training.
 
-A waymark at position `t` holds `cos(a) x + sin(a) y` with `a = π/2 t / LAST`, where `x` is of the
-numerator and `y` of the denominator. Positions are whole numbers, so that they can be divided
-without rounding. Networks are trained one per fold, in lockstep, or one head per pair of waymarks.
+A waymark at position `t` from 0 to 1 holds `cos(a) x + sin(a) y` with `a = π/2 t`, where `x` is of
+the numerator and `y` of the denominator. Networks are trained one per fold, in lockstep, or one
+head per pair of waymarks.
 
 Reference: Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
 """
@@ -19,14 +19,13 @@ import optax
 from flax import linen as nn
 from jax import lax
 
-from fdrl_jax.ratio.base import Pair
+from fdrl_jax.ratio.base import Pair, Quadratic, quadratic
 
-__all__ = ["Gaussians", "Heads", "Model", "Network", "Options", "Trunk"]
+__all__ = ["Heads", "Model", "Network", "Options", "Trunk"]
 __dir__ = __all__.copy
 
 Array = jax.Array
 
-LAST = 1024  # Position of the denominator; the numerator is at 0.
 _PATIENCE = 5
 # Below e^30, so that ratios of far sets and their squares are finite in float32.
 _MAX_BASE = 30.0
@@ -83,37 +82,31 @@ class Trunk(nn.Module):
         return jnp.concatenate(features, axis=-1)
 
 
-def default_trunk(num_columns: int, num_rows: int) -> Trunk:
-    """Returns a trunk of two layers, which are small for few rows."""
-    width = 64 if num_rows < 4_000 else 128
-    return Trunk((min(max(4 * num_columns, width), 1024), width), squares=num_columns <= 100)
-
-
 class Heads(NamedTuple):
     """A network with one output per head; a static argument of compiled functions.
 
-    `shared` heads are linear, of the features of one network, and start at 0. Otherwise there is
-    one copy of the network per head.
+    Heads are linear, of the features of one network, and start at 0; if it has no features, but
+    one number as output, there is one copy of the network per head.
     """
 
     network: Network | nn.Module  # Not its methods: those of equal modules differ.
     num_heads: int
-    shared: bool
+    num_features: int | None
 
     def init(self, key: Array, x: Array) -> Any:
         """Returns initial parameters for inputs like `x`, [B, ...]."""
-        if not self.shared:
+        if self.num_features is None:
             return jax.vmap(self.network.init, (0, None))(jax.random.split(key, self.num_heads), x)
         params = self.network.init(key, x)
-        num_features = jax.eval_shape(self.network.apply, params, x).shape[1]
-        kernel = jnp.zeros((num_features, self.num_heads))
-        return {"network": params, "kernel": kernel, "bias": jnp.zeros(self.num_heads)}
+        kernel = jnp.zeros((self.num_features, self.num_heads))
+        return jnp.zeros(self.num_heads), kernel, params
 
     def __call__(self, params: Any, x: Array) -> Any:
         """Returns the output of every head, `x [B, ...] -> [B, H]`."""
-        if not self.shared:
+        if self.num_features is None:
             return jax.vmap(self.network.apply, (0, None), 1)(params, x)
-        return self.network.apply(params["network"], x) @ params["kernel"] + params["bias"]
+        bias, kernel, of_network = params
+        return self.network.apply(of_network, x) @ kernel + bias
 
 
 def with_heads(network: Network | nn.Module, num_heads: int, x: Array) -> Heads:
@@ -130,53 +123,22 @@ def with_heads(network: Network | nn.Module, num_heads: int, x: Array) -> Heads:
             "without a state, such as LayerNorm in place of BatchNorm"
         )
     shape = jax.eval_shape(network.apply, params, x).shape
-    if shape != x.shape[:1] and not (len(shape) == 2 and shape[0] == len(x) and shape[1] > 1):
+    if shape[:1] != x.shape[:1] or len(shape) > 2 or shape[1:] == (1,):
         raise ValueError(
-            f"network must return one number per example, [{len(x)}], or features, "
-            f"[{len(x)}, F], for x of shape {x.shape}, got {shape}"
-            + ("; drop the last axis: `[:, 0]`" if shape == (len(x), 1) else "")
+            f"network must return one number per example, [{len(x)}], or features, [{len(x)}, F], "
+            f"for x of shape {x.shape}, got {shape}; of one number, drop the last axis: `[:, 0]`"
         )
-    return Heads(network, num_heads, len(shape) == 2)
-
-
-class Gaussians(NamedTuple):
-    """Gaussians of flattened columns, one per waymark; `factor` makes them standard normal.
-
-    Networks do not extrapolate from one waymark to the others, and the log-ratio of these Gaussians
-    does. Networks only learn the difference.
-
-    Attributes:
-      mean: [F, W, D].
-      factor: [F, W, D, D], or [F, W, D] for independent columns.
-      log_scale: logarithm of the determinant of `factor`, [F, W].
-    """
-
-    mean: Array
-    factor: Array
-    log_scale: Array
-
-    def __call__(self, x: Array) -> Array:
-        """Returns the log-ratios of adjacent Gaussians of one fold, `x [B, ...] -> [B, H]`."""
-        centred = x.reshape(len(x), -1) - self.mean[:, None]
-        independent = self.factor.ndim == 2
-        normal = centred * self.factor[:, None] if independent else centred @ self.factor
-        densities = self.log_scale[:, None] - 0.5 * jnp.sum(normal**2, axis=-1)
-        return (densities[:-1] - densities[1:]).T
+    return Heads(network, num_heads, shape[1] if len(shape) == 2 else None)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """The log-ratios of adjacent waymarks by one fold, or with a leading axis of folds.
+    """The log-ratios of adjacent waymarks by one fold, or with a leading axis of folds."""
 
-    Attributes:
-      heads: the network, one output per pair of waymarks; `None` if it did not help.
-      offset: the `Quadratic` or `Gaussians` that it is added to.
-      params: parameters of the network.
-    """
-
+    # One output per pair of waymarks; `None` if a network did not help.
     heads: Heads | None = dataclasses.field(metadata={"static": True})
-    offset: Any
+    offset: Quadratic  # What the network is added to.
     params: Any
 
     def __call__(self, x: Array, largest: float = jnp.inf) -> Any:
@@ -192,6 +154,12 @@ class Model:
         return out[head, :, head], out[head + 1, :, head]
 
 
+@jax.jit
+def row_log_ratios(model: Model, x: Array) -> Array:
+    """Returns log-ratios of mapped columns by one fold, `x [B, ...] -> [B]`."""
+    return jnp.sum(model(x), axis=1)
+
+
 def waymarks(top: Array, bottom: Array, mixed: Array, positions: Array) -> Array:
     """Returns examples of each waymark, [H + 1, B, ...], from those of both sets, [B, ...].
 
@@ -201,11 +169,12 @@ def waymarks(top: Array, bottom: Array, mixed: Array, positions: Array) -> Array
     return jnp.where(mixed, cosine * top + sine * bottom, top)
 
 
-def gaussians(rows: Pair, weights: Pair, mixed: np.ndarray, positions: Array) -> Gaussians:
-    """Returns Gaussians of one fold with the means and covariances of all waymarks.
+def gaussians(rows: Pair, weights: Pair, mixed: np.ndarray, positions: Array) -> Quadratic:
+    """Returns the log-ratios of adjacent Gaussians with the moments of the waymarks, of one fold.
 
-    Their columns are independent if there are few rows. Columns that are constant in a set have no
-    density; there all Gaussians are equal.
+    Networks do not extrapolate from one waymark to the others, as these do, and only learn the
+    difference. Columns are independent if there are few rows. Those that are constant in a set have
+    no density; there all Gaussians are equal.
     """
     means, covariances = [], []
     for w, x in zip(weights, rows, strict=True):
@@ -217,51 +186,42 @@ def gaussians(rows: Pair, weights: Pair, mixed: np.ndarray, positions: Array) ->
     found = []
     for cosine, sine in zip(*map(np.ravel, _shares(positions, 0)), strict=True):
         shares = np.where(mixed, cosine, 1.0), np.where(mixed, sine, 0.0)
-        mean = sum(share * of_set for share, of_set in zip(shares, means, strict=True))
+        mean = np.where(used, shares[0] * means[0] + shares[1] * means[1], 0.0)
         scaled = [np.outer(s, s) * c for s, c in zip(shares, covariances, strict=True)]
         covariance = np.where(np.outer(used, used), scaled[0] + scaled[1], np.eye(len(used)))
-        scales = 1.0 / np.sqrt(np.diag(covariance))
-        factor = scales
-        if not independent:
-            ridge = 1e-6 * np.diag(np.diag(covariance))
-            factor = np.linalg.inv(np.linalg.cholesky(covariance + ridge)).T
-            scales = np.diag(factor)
-        found.append((np.where(used, mean, 0.0), factor, np.log(scales).sum()))
-    return Gaussians(*(jnp.float32(np.stack(part))[None] for part in zip(*found, strict=True)))
+        variance = np.diag(covariance)
+        if independent:
+            square, size = 1.0 / variance, np.log(variance).sum()
+            linear = square * mean
+        else:
+            covariance += 1e-6 * np.diag(variance)
+            square, size = np.linalg.inv(covariance), np.linalg.slogdet(covariance)[1]
+            linear = square @ mean
+        found.append(((mean @ linear + size) / 2, -linear, square / 2))
+    return quadratic([[np.diff(part, axis=0) for part in map(np.stack, zip(*found, strict=True))]])
 
 
 def _shares(positions: Array, ndim: int) -> tuple[Array, Array]:
     """Returns the factors of numerator and denominator in waymarks, [H + 1, 1, ...] each."""
     positions = jnp.reshape(positions, (-1,) + (1,) * ndim)
-    angle = positions * (jnp.pi / 2 / LAST)
+    angle = positions * (jnp.pi / 2)
     # The cosine of pi / 2 is not exactly 0 in float32.
-    return jnp.where(positions == LAST, 0.0, jnp.cos(angle)), jnp.sin(angle)
+    return jnp.where(positions == 1.0, 0.0, jnp.cos(angle)), jnp.sin(angle)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def train(
     heads: Heads,
     options: Options,
-    keys: Array,
-    rows: tuple[Array, ...],
-    shares: tuple[Array, ...],
-    held_out: Array,
-    offset: Any,
-    mixed: Array,
-    positions: Array,
+    keys: Array,  # Of initial parameters and of batches, [2, F] for F folds.
+    rows: tuple[Array, ...],  # Numerator and denominator, [N, ...] and [M, ...].
+    shares: tuple[Array, ...],  # Cumulated weights of the training rows, [F, N] and [F, M].
+    held_out: Array,  # Fixed examples of each waymark, [F, H + 1, B, ...].
+    offset: Quadratic,
+    mixed: Array,  # Which columns differ, [...].
+    positions: Array,  # Of the waymarks, [H + 1].
 ) -> tuple[Any, Array, Array]:
     """Trains until the mean held-out loss of all folds no longer decreases.
-
-    Args:
-      heads: the network, with H outputs.
-      options: how to train.
-      keys: of initial parameters and of batches, [2, F] for F folds.
-      rows: numerator and denominator, [N, ...] and [M, ...].
-      shares: cumulated weights of the training rows, [F, N] and [F, M].
-      held_out: fixed examples of each waymark, [F, H + 1, B, ...].
-      offset: as in `Model`, with a leading axis of folds.
-      mixed: which columns differ, [...].
-      positions: of the waymarks, [H + 1].
 
     Returns:
       Parameters with a leading axis of folds, the number of steps, and the lowest loss.
