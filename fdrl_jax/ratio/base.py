@@ -42,7 +42,7 @@ def _flat(x: Any) -> Any:
 
 
 class Columns(NamedTuple):
-    """A map of columns: shift and scale, [...], then normal scores of knots, [D, K] each, if any.
+    """A map of columns: shift and scale, [...], then knots and their normal scores, [D, 2, K].
 
     The scale of constant columns is 0. Knots are values of standardised columns.
     """
@@ -50,7 +50,6 @@ class Columns(NamedTuple):
     shift: Array | np.ndarray
     scale: Array | np.ndarray
     knots: Array | None = None
-    normal: Array | None = None
 
     def standardised(self, x: Any) -> Any:
         """Returns standardised columns, in the precision of `x`."""
@@ -58,9 +57,9 @@ class Columns(NamedTuple):
 
     def normalised(self, x: Array) -> Array:
         """Returns normal scores of standardised columns, [B, ...], if there are knots."""
-        if self.knots is None or self.normal is None:
+        if self.knots is None:
             return x
-        flat = jax.vmap(jnp.interp, (1, 0, 0), 1)(_flat(x), self.knots, self.normal)
+        flat = jax.vmap(jnp.interp, (1, 0, 0), 1)(_flat(x), self.knots[:, 0], self.knots[:, 1])
         return flat.reshape(x.shape)
 
 
@@ -94,11 +93,11 @@ def plain_and_ranked(rows: Pair, weights: Pair) -> Iterator[Columns]:
     yield Columns(mean, scale)
     pooled = np.concatenate([((x - mean) * scale).reshape(len(x), -1) for x in rows])
     knots = [_knots(column, np.concatenate(weights) / 2) for column in pooled.T]
-    first, second = (np.stack(part) for part in zip(*knots, strict=True))
-    yield Columns(mean, scale, jnp.float32(first), jnp.float32(second))
+    yield Columns(mean, scale, jnp.float32(np.stack(knots)))
 
 
-def _knots(column: np.ndarray, weights: np.ndarray) -> Pair:
+def _knots(column: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns values of a column and their normal scores, [2, K]."""
     values, where = np.unique(np.float32(column), return_inverse=True)
     mass = np.bincount(where, weights, len(values))
     values, mass = values[mass > 0.0], mass[mass > 0.0]
@@ -106,8 +105,8 @@ def _knots(column: np.ndarray, weights: np.ndarray) -> Pair:
     if len(values) > _NUM_KNOTS:
         even = np.linspace(normal[0], normal[-1], _NUM_KNOTS)
         values, normal = np.interp(ndtr(even), ndtr(normal), values), even
-    missing = 0, _NUM_KNOTS - len(values)
-    return np.pad(values, missing, mode="edge"), np.pad(normal, missing, mode="edge")
+    missing = _NUM_KNOTS - len(values)
+    return np.pad(np.stack([values, normal]), ((0, 0), (0, missing)), mode="edge")
 
 
 def quadratic(folds: Iterable[Any]) -> Quadratic:

@@ -218,8 +218,8 @@ def _array(name: str, values: Any) -> np.ndarray:
     good = (np.abs(array) <= 1e30).reshape(len(array), -1).all(axis=1)
     if not good.all():
         raise ValueError(
-            f"{name} has values that are not finite, or above 1e30, whose squares overflow, in "
-            f"{np.sum(~good)} of {len(array)} examples; remove, impute or rescale them"
+            f"{name} has values that are not finite (NaN or infinite) or above 1e30 (their squares "
+            f"overflow) in {np.sum(~good)} of {len(array)} examples; remove, impute or rescale them"
         )
     return array
 
@@ -355,7 +355,7 @@ def _residual(
 ) -> DensityRatio:
     """Adds a network to the log-ratio `offset` of each of the first folds, trained without it."""
     held_out = jnp.stack([_held_out(mapped, index, positions) for index in range(num_folds)])
-    heads, params, done = None, None, 0
+    heads, params = None, None
     if num_steps:
         options = mapped.options._replace(num_steps=num_steps)
         sides = (0, 1) if mapped.mixed.all() else (0, 0)  # Partners are drawn again each time.
@@ -366,7 +366,7 @@ def _residual(
         heads = training.with_heads(mapped.network, len(positions) - 1, rows[0][:2])
         keys = jax.random.split(jax.random.fold_in(mapped.key, 1), (2, num_folds))
         fixed = held_out, offset, jnp.asarray(mapped.mixed), jnp.asarray(positions)
-        params, done, loss = training.train(heads, options, keys, rows, tuple(shares), *fixed)
+        params, loss = training.train(heads, options, keys, rows, tuple(shares), *fixed)
         if not np.isfinite(loss):
             raise ValueError(
                 "training diverged: the held-out loss was never finite; lower the learning rate "
@@ -384,14 +384,11 @@ def _residual(
             log_ratio[chosen] = training.row_log_ratios(of_fold, padded)[: len(chosen)]
         for pair, (upper, lower) in enumerate(zip(*of_fold.adjacent(held_out[index]), strict=True)):
             aucs[pair] += area_under_curve(np.asarray(upper), np.asarray(lower)) / num_folds
-    scores = []
-    for log_ratio, w, f, group in zip(
-        values, mapped.weights, mapped.folds, mapped.groups, strict=True
-    ):
-        known = w * (f < num_folds)
-        scores.append(Scores(log_ratio, known / known.sum(), group))
-    found = (scores[0], scores[1]), mapped.columns, model, tuple(aucs.tolist())
-    return DensityRatio(*found, positions, int(done))
+    parts = zip(values, mapped.weights, mapped.groups, mapped.folds, strict=True)
+    # The fit knows the rows of the other folds.
+    known = [Scores(v, w * (f < num_folds), group) for v, w, group, f in parts]
+    top, bottom = (one._replace(weight=one.weight / one.weight.sum()) for one in known)
+    return DensityRatio((top, bottom), mapped.columns, model, tuple(aucs.tolist()), positions)
 
 
 def _held_out(mapped: _Problem, index: int, positions: tuple[float, ...]) -> Array:

@@ -111,7 +111,6 @@ class DensityRatio:
       model: log-ratios of mapped columns, with a leading axis of folds.
       aucs: area under the curve of each pair of adjacent waymarks on held-out examples, H numbers.
       waymarks: positions of the waymarks, from 0 (numerator) to 1 (denominator), H + 1 numbers.
-      num_steps: training steps of the network.
       p_value: of "both sets have one distribution".
     """
 
@@ -120,7 +119,6 @@ class DensityRatio:
     model: Model
     aucs: tuple[float, ...] = dataclasses.field(metadata=_STATIC)
     waymarks: tuple[float, ...] = dataclasses.field(metadata=_STATIC)
-    num_steps: int = dataclasses.field(metadata=_STATIC)
     p_value: float = dataclasses.field(default=1.0, metadata=_STATIC)
 
     def __repr__(self) -> str:

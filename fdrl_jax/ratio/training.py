@@ -220,11 +220,11 @@ def train(
     offset: Quadratic,
     mixed: Array,  # Which columns differ, [...].
     positions: Array,  # Of the waymarks, [H + 1].
-) -> tuple[Any, Array, Array]:
+) -> tuple[Any, Array]:
     """Trains until the mean held-out loss of all folds no longer decreases.
 
     Returns:
-      Parameters with a leading axis of folds, the number of steps, and the lowest loss.
+      Parameters with a leading axis of folds, and the lowest loss.
     """
     num_rows = min(map(len, rows))
     batch_size = options.batch_size or (128 if num_rows < 4_000 else 256)
@@ -278,5 +278,5 @@ def train(
     params = jax.vmap(heads.init, (0, None))(keys[0], rows[0][:2])
     folds = params, params, jax.vmap(optimizer.init)(params)
     state = folds, jnp.int32(0), params, jnp.float32(jnp.inf), jnp.int32(0)
-    _, step, best, lowest, _ = lax.while_loop(unfinished, one_round, state)
-    return best, step, lowest
+    _, _, best, lowest, _ = lax.while_loop(unfinished, one_round, state)
+    return best, lowest
