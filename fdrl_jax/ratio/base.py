@@ -5,7 +5,7 @@ It is a ridge logistic regression on columns, squares and products, one per fold
 
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import expit, ndtr, ndtri
 
-__all__ = ["Columns", "Pair", "Quadratic", "fit", "logistic", "quadratic", "refuse_frame"]
+__all__ = ["Columns", "Pair", "Quadratic", "fit", "logistic", "refuse_frame"]
 __dir__ = __all__.copy
 
 Array = jax.Array
@@ -42,10 +42,7 @@ def _flat(x: Any) -> Any:
 
 
 class Columns(NamedTuple):
-    """A map of columns: shift and scale, [...], then knots and their normal scores, [D, 2, K].
-
-    The scale of constant columns is 0. Knots are values of standardised columns.
-    """
+    """A map of columns: shift and scale, [...], then standardised knots and scores, [D, 2, K]."""
 
     shift: Array | np.ndarray
     scale: Array | np.ndarray
@@ -78,8 +75,7 @@ class Quadratic(NamedTuple):
         x = _flat(x)
         # Large terms cancel, so that the lower precision of some devices is not enough.
         product = functools.partial(jnp.matmul, precision="highest")
-        is_diagonal = self.square.ndim == 2
-        scaled = x * self.square[:, None] if is_diagonal else product(x, self.square)
+        scaled = x * self.square[:, None] if self.square.ndim == 2 else product(x, self.square)
         return product(x, self.linear.T) + self.constant + (scaled * x).sum(axis=-1).T
 
 
@@ -91,7 +87,7 @@ def plain_and_ranked(rows: Pair, weights: Pair) -> Iterator[Columns]:
     varies = variance > (1e-12 * np.abs(mean)) ** 2
     scale = np.where(varies, 1.0 / np.sqrt(np.where(varies, variance, 1.0)), 0.0)
     yield Columns(mean, scale)
-    pooled = np.concatenate([((x - mean) * scale).reshape(len(x), -1) for x in rows])
+    pooled = np.concatenate([_flat((x - mean) * scale) for x in rows])
     knots = [_knots(column, np.concatenate(weights) / 2) for column in pooled.T]
     yield Columns(mean, scale, jnp.float32(np.stack(knots)))
 
@@ -109,11 +105,6 @@ def _knots(column: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.pad(np.stack([values, normal]), ((0, 0), (0, missing)), mode="edge")
 
 
-def quadratic(folds: Iterable[Any]) -> Quadratic:
-    """Returns the log-ratios of folds, each given by its constants, slopes and squares."""
-    return Quadratic(*(jnp.float32(np.stack(part)) for part in zip(*folds, strict=True)))
-
-
 def fit(rows: Pair, weights: Pair, folds: Pair) -> Quadratic:
     """Fits the log-ratio without each fold, with the ridge of the lowest loss on these."""
     x = np.concatenate([_flat(np.float64(part)) for part in rows])
@@ -128,7 +119,8 @@ def fit(rows: Pair, weights: Pair, folds: Pair) -> Quadratic:
     used = np.concatenate([np.arange(num) % max(num // most, 1) == 0 for num in sizes])
     paths = [list(_path(x, sign, weight, used, fold == index)) for index in range(NUM_FOLDS)]
     best = np.sum([[loss for loss, _ in path] for path in paths], axis=0).argmin()
-    return quadratic(path[best][1] for path in paths)
+    chosen = zip(*(path[best][1] for path in paths), strict=True)
+    return Quadratic(*(jnp.float32(np.stack(part)) for part in chosen))
 
 
 def _path(
@@ -140,7 +132,12 @@ def _path(
     x, sign, weight = (part[used & ~held_out] for part in (x, sign, weight))
     for is_set in (sign > 0, sign < 0):
         weight = np.where(is_set, weight / (2.0 * weight[is_set].sum()), weight)
-    pairs = _pairs(x, sign, weight)
+    # Products of the pairs of columns for which they differ most between the sets.
+    first, second = np.triu_indices(size, 1)
+    gap = np.abs((x * (sign * weight)[:, None]).T @ x)
+    spread = np.maximum(np.sqrt((x**2 * weight[:, None]).T @ x**2), 1e-12)
+    best = np.sort(np.argsort((gap / spread)[first, second])[-_MAX_PAIRS:])
+    pairs = first[best], second[best]
     features = np.concatenate([x, x**2, x[:, pairs[0]] * x[:, pairs[1]]], axis=1)
     mean = weight @ features
     std = np.sqrt(weight @ (features - mean) ** 2)
@@ -160,19 +157,9 @@ def _path(
         yield loss, (constant[None], linear[None], square[None])
 
 
-def _pairs(x: np.ndarray, sign: np.ndarray, weight: np.ndarray) -> Pair:
-    """Returns the pairs of columns whose products differ most between the sets."""
-    first, second = np.triu_indices(x.shape[1], 1)
-    gap = (x * (sign * weight)[:, None]).T @ x
-    size = np.sqrt((x**2 * weight[:, None]).T @ x**2)
-    score = (np.abs(gap) / np.maximum(size, 1e-12))[first, second]
-    best = np.sort(np.argsort(score)[-_MAX_PAIRS:])
-    return first[best], second[best]
-
-
 def logistic(
     features: np.ndarray, sign: np.ndarray, weight: np.ndarray, penalty: np.ndarray, beta: Any
-) -> np.ndarray:
+) -> Any:
     """Minimises the weighted logistic loss with a ridge by Newton's method from `beta`."""
 
     def objective(beta: np.ndarray) -> float:
@@ -193,5 +180,4 @@ def logistic(
         beta, value, gain = beta - size * step, new, value - new
         if gain < 1e-7:
             break
-    found: np.ndarray = beta
-    return found
+    return beta

@@ -34,13 +34,10 @@ _SEEN = 1e-12  # Of one minus a squared correlation: that of float32's rounding 
 
 
 class MutualInformation(NamedTuple):
-    """An estimate of `I(x; y)`.
+    """A plug-in estimate of `I(x; y)` in nats, neither an upper nor a lower bound.
 
-    Attributes:
-      value: the mean of `log r` over all pairs, each by a fit without it, in nats: a plug-in
-        estimate, neither an upper nor a lower bound.
-      standard_error: over pairs; the error of the ratio is not included.
-      ratio: `r(x, y) = p(x, y) / (p(x) p(y))`, of the concatenated columns of a pair, [B, Dx + Dy].
+    It is the KL divergence of `ratio`, `p(x, y) / (p(x) p(y))` of the columns `[x, y]`, and its
+    standard error, over pairs.
     """
 
     value: float
@@ -87,7 +84,7 @@ def fit_ratio(
       num_waymarks: number of waymarks between both sets; 0 for no bridge. By default, a bridge is
         built if a classifier has a held-out area under the curve above 0.99.
       numerator_weights: a weight per row, [N], at least 0.
-      denominator_weights: the same for the denominator, [M].
+      denominator_weights: the same, [M].
       groups: labels of the rows of both sets, [N] and [M]. Rows with one label, such as those of
         one subject, are kept in one fold and count as one in standard errors.
       options: how to train.
@@ -111,14 +108,11 @@ def fit_ratio(
                 f"{absent} of {one[0].size} columns are constant in the {name}, with values that "
                 "the other set does not have, so there is no density ratio; remove these columns"
             )
-    sizes = len(rows[0]), len(rows[1])
-    weights = (
-        _weights("numerator_weights", numerator_weights, sizes[0]),
-        _weights("denominator_weights", denominator_weights, sizes[1]),
-    )
+    top = _weights("numerator_weights", numerator_weights, len(rows[0]))
+    bottom = _weights("denominator_weights", denominator_weights, len(rows[1]))
     mixed = np.ones(rows[0].shape[1:], bool)
-    numbers, folds = _groups_and_folds(rng, groups, sizes)
-    problem = _Problem(key, rng, rows, weights, numbers, folds, mixed, network, options)
+    numbers, folds = _groups_and_folds(rng, groups, (len(top), len(bottom)))
+    problem = _Problem(key, rng, rows, (top, bottom), numbers, folds, mixed, network, options)
     return _fit(problem, num_waymarks, groups is None)
 
 
@@ -135,21 +129,13 @@ def mutual_information(
 ) -> MutualInformation:
     """Estimates the mutual information `E[log p(x, y) / (p(x) p(y))]` of paired samples.
 
-    The denominator is pairs whose `y` comes from another row. A bridge mixes only `y`.
-
-    Args:
-      key: a key.
-      x: samples of `x`, [N, ...], at least 20.
-      y: samples of `y`, [N, ...], in the same order.
-      network: see `fit_ratio`, as for the others; its input is `[x, y]`, [B, Dx + Dy].
-      num_waymarks: number of waymarks.
-      weights: a weight per pair, [N], at least 0.
-      groups: a label per pair, [N].
-      options: how to train.
+    Row `i` of `x`, [N, ...], belongs to row `i` of `y`, [N, ...]; `weights` and `groups` are of
+    these pairs, [N]. The other arguments and errors are those of `fit_ratio`, for a denominator of
+    pairs whose `y` comes from another row. Networks see `[x, y]`, and a bridge mixes only `y`.
 
     Raises:
-      TypeError, ValueError: see `fit_ratio`; also if a linear combination of the columns of `x` is
-        one of `y`, or a column a monotone map, which makes the information infinite.
+      ValueError: also for an infinite information, if a linear combination of the columns of `x` is
+        one of `y`, or a column a monotone map.
     """
     key, rng = _key_and_generator("mutual_information", key, y)
     xs, ys = _array("x", x), _array("y", y)
@@ -164,22 +150,20 @@ def mutual_information(
             "so their mutual information is infinite; remove it, or add the noise of measurement"
         )
     weight = _weights("weights", weights, num)
-    labels = None if groups is None else (groups,)
-    (group,), (fold,) = _groups_and_folds(rng, labels, (num,))
+    (group,), (fold,) = _groups_and_folds(rng, None if groups is None else (groups,), (num,))
     copies = max(min(_MAX_COPIES, _MAX_EXCHANGED // num), 1)
     rows = np.tile(np.arange(num), copies)
-    partners = rows.reshape(copies, num).copy()
-    for copy in partners:  # Other rows of the same fold.
+    others = rows.copy()
+    for copy in others.reshape(copies, num):  # Other rows of the same fold.
         for index in range(NUM_FOLDS):
             chosen = rng.permutation(np.flatnonzero(fold == index))
             copy[chosen] = np.roll(chosen, 1)
-    others = partners.reshape(-1)
     top = np.concatenate([xs, ys], axis=1)
     mixed = np.arange(top.shape[1]) >= xs.shape[1]
     sets = top, np.where(mixed, top[others], top[rows])
     product = weight[rows] * weight[others]
-    numbers, folds = (group, group[rows]), (fold, fold[rows])
     both = weight, product / product.sum()
+    numbers, folds = (group, group[rows]), (fold, fold[rows])
     problem = _Problem(key, rng, sets, both, numbers, folds, mixed, network, options)
     ratio = _fit(problem, num_waymarks, groups is None)
     return MutualInformation(*ratio.divergence("kl"), ratio)
@@ -190,8 +174,8 @@ def _key_and_generator(name: str, key: Array, last: Any) -> tuple[Array, np.rand
     if last is None:
         raise TypeError(f"{name} needs a key first, such as jax.random.key(0), and two arrays")
     key = _keys.typed(key)
-    seed = np.asarray(jax.random.key_data(jax.random.fold_in(key, 0))).tolist()
-    return key, np.random.default_rng(seed)
+    seed = jax.random.key_data(jax.random.fold_in(key, 0))
+    return key, np.random.default_rng(np.asarray(seed))
 
 
 def _array(name: str, values: Any) -> np.ndarray:
@@ -236,15 +220,11 @@ def _weights(name: str, values: ArrayLike | None, num: int) -> np.ndarray:
         )
     if np.count_nonzero(weights) < _MIN_EXAMPLES:
         raise ValueError(f"{name} must be above 0 for at least {_MIN_EXAMPLES} rows")
-    out: np.ndarray = weights / weights.sum()
-    return out
+    return np.asarray(weights / weights.sum())
 
 
 def _groups_and_folds(rng: np.random.Generator, labels: Any, sizes: tuple[int, ...]) -> Any:
-    """Returns numbers of the groups of each set, one per row without labels, and folds of the rows.
-
-    Folds divide each set equally, and no group.
-    """
+    """Returns numbers of the rows' groups, and folds that divide sets equally, but no group."""
     if labels is None:
         folds = tuple(rng.permutation(size) % NUM_FOLDS for size in sizes)
         return tuple(np.arange(size) for size in sizes), folds
@@ -330,9 +310,8 @@ def _gain(after: tuple[Scores, Scores], before: tuple[Scores, Scores] | None = N
     """Returns by how much the logistic loss is lower than before (or than of the ratio 1)."""
     gains = []
     for index, sign in enumerate((-1.0, 1.0)):
-        old = 0.0 if before is None else before[index].log_ratio
-        losses = (np.logaddexp(0.0, sign * value) for value in (old, after[index].log_ratio))
-        gains.append(np.subtract(*losses))
+        old = 0.0 if before is None else sign * before[index].log_ratio
+        gains.append(np.logaddexp(0.0, old) - np.logaddexp(0.0, sign * after[index].log_ratio))
     return total(after, gains)
 
 
@@ -384,10 +363,10 @@ def _residual(
             log_ratio[chosen] = training.row_log_ratios(of_fold, padded)[: len(chosen)]
         for pair, (upper, lower) in enumerate(zip(*of_fold.adjacent(held_out[index]), strict=True)):
             aucs[pair] += area_under_curve(np.asarray(upper), np.asarray(lower)) / num_folds
-    parts = zip(values, mapped.weights, mapped.groups, mapped.folds, strict=True)
     # The fit knows the rows of the other folds.
-    known = [Scores(v, w * (f < num_folds), group) for v, w, group, f in parts]
-    top, bottom = (one._replace(weight=one.weight / one.weight.sum()) for one in known)
+    weights = [w * (f < num_folds) for w, f in zip(mapped.weights, mapped.folds, strict=True)]
+    parts = zip(values, weights, mapped.groups, strict=True)
+    top, bottom = (Scores(value, w / w.sum(), group) for value, w, group in parts)
     return DensityRatio((top, bottom), mapped.columns, model, tuple(aucs.tolist()), positions)
 
 
@@ -402,20 +381,17 @@ def _held_out(mapped: _Problem, index: int, positions: tuple[float, ...]) -> Arr
         # Random partners make waymarks of all pairs.
         order = np.random.default_rng(index + 7 * number).permutation(size)
         chosen.append(jnp.asarray(x[rows[order]]))
-    mixed, marks = jnp.asarray(mapped.mixed), jnp.asarray(positions)
-    return training.waymarks(chosen[0], chosen[1], mixed, marks)
+    top, bottom = chosen
+    return training.waymarks(top, bottom, jnp.asarray(mapped.mixed), jnp.asarray(positions))
 
 
 def _bridged(mapped: _Problem, num_waymarks: int | None) -> DensityRatio:
-    """Trains one head per pair of adjacent waymarks; without a number, finds them.
-
-    Gaussians show most of the waymarks that are needed, short fits more, and the full fit may still
-    find a few.
-    """
+    """Trains one head per pair of adjacent waymarks; without a number, finds them."""
     kept = [w * (f != 0) for w, f in zip(mapped.weights, mapped.folds, strict=True)]
     weights, mixed = (kept[0] / kept[0].sum(), kept[1] / kept[1].sum()), mapped.mixed.ravel()
     most = mapped.options.num_steps
     positions = tuple(np.linspace(0.0, 1.0, (num_waymarks or 1) + 2).tolist())
+    # Gaussians show most of the waymarks that are needed, short fits more, the full fit a few.
     for budget in (most,) if num_waymarks else (0, max(most // 4, 1), most):
         refined = positions
         while True:

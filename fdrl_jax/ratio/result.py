@@ -37,9 +37,8 @@ class Estimate(NamedTuple):
     standard_error: float
 
     def __str__(self) -> str:
-        if np.isnan(self.value):
-            return "unknown"
-        return f"{self.value:.2f} +- {self.standard_error:.2f}"
+        known = f"{self.value:.2f} +- {self.standard_error:.2f}"
+        return "unknown" if np.isnan(self.value) else known
 
     def outside(self, low: float, high: float) -> bool:
         """Returns whether all values within two standard errors are outside of the limits."""
@@ -84,8 +83,7 @@ class Check(NamedTuple):
       slope: of the true log-ratio over the estimated one: 1 if it is calibrated, below 1 if it
         claims too much; NaN for separable sets.
       mean_ratio: mean of `r` over the denominator; 1 for the true ratio.
-      auc: area under the curve of `log r` between numerator and denominator. 0.5 if they cannot be
-        distinguished, 1 if they are separable.
+      auc: area under the curve of `log r`: 0.5 for equal sets, 1 for separable ones.
       effective_sample_size: of the weighted denominator.
     """
 
@@ -148,8 +146,8 @@ class DensityRatio:
         return jnp.sqrt(len(values) - 1.0) * jnp.std(values, axis=0)
 
     def _of_folds(self, x: ArrayLike) -> Array:
-        shape = self.columns.shift.shape
         refuse_frame("x", x)
+        shape = self.columns.shift.shape
         if not isinstance(x, jax.Array):  # JAX would make int32 of int64, and float32 of float64.
             x = np.asarray(x, np.float64)
         if x.ndim == 1 and shape == (1,):
@@ -168,18 +166,14 @@ class DensityRatio:
     def weights(self, x: ArrayLike | None = None, *, alpha: float = 0.0) -> Array:
         """Returns weights of samples of the denominator that represent the numerator, [B].
 
-        Their mean is 1, as scikit-learn's `sample_weight` wants them.
-
-        Args:
-          x: samples of the denominator, [B, ...]. By default the rows of the fit, each weighted by
-            a fit without this row, and multiplied by its own weight.
-          alpha: as in `log_ratio`.
+        Their mean is 1, as scikit-learn's `sample_weight` wants them. Without samples `x`, they
+        are those of the rows of the fit, each by a fit without this row and times its own weight.
         """
         if x is not None:
             log_weight = self.log_ratio(x, alpha=alpha)
         else:
-            log_weight = _relative(jnp.asarray(self.scores[1].log_ratio), alpha)
-            log_weight += jnp.log(jnp.asarray(self.scores[1].weight))
+            value, weight, _ = map(jnp.asarray, self.scores[1])
+            log_weight = _relative(value, alpha) + jnp.log(weight)
         return len(log_weight) * jax.nn.softmax(log_weight)
 
     def effective_sample_size(self, x: ArrayLike | None = None) -> float:
@@ -223,10 +217,8 @@ class DensityRatio:
                 f" and {m:.0f}, smallest KL that would show {smallest:.2g} nats."
             )
         usable = not wrong and worth >= _MIN_EFFECTIVE
-        verdict = wrong or (
-            f"The ratio passes all checks (p-value of equality {p_value}, calibration slope "
-            f"{slope}, mean ratio {mean})."
-        )
+        passes = f"The ratio passes all checks (p-value of equality {p_value}, calibration slope "
+        verdict = wrong or f"{passes}{slope}, mean ratio {mean})."
         verdict += " Its weights are worth " if usable else " Do not use its weights, worth "
         verdict += f"{worth:.0f} of {np.count_nonzero(bottom.weight)} rows."
         # The error is that of equal sets (Mann and Whitney), which is the largest.
@@ -274,8 +266,6 @@ def _effective_sample_size(weights: np.ndarray) -> float:
 def _relative(log_ratio: Array, alpha: float) -> Array:
     if not 0.0 <= alpha < 1.0:
         raise ValueError(f"alpha must be at least 0 and below 1, got {alpha}")
-    if alpha == 0.0:
-        return log_ratio
     return -jnp.logaddexp(jnp.log(alpha), jnp.log1p(-alpha) - log_ratio)
 
 
@@ -288,12 +278,11 @@ def _slope(scores: tuple[Scores, Scores]) -> Estimate:
     wrong = expit(-sign * (both @ beta))
     curvature = (both * (weight * wrong * (1.0 - wrong))[:, None]).T @ both + 1e-9 * np.eye(2)
     influence = sign * wrong * (both @ np.linalg.inv(curvature)[1]) / 2.0
-    parts = np.split(influence, [len(x[0])])
-    return Estimate(float(beta[1]), total(scores, parts).standard_error)
+    error = total(scores, np.split(influence, [len(x[0])])).standard_error
+    return Estimate(float(beta[1]), error)
 
 
 @jax.jit
-def _fold_log_ratios(model: Model, columns: Columns, x: Array) -> Array:
+def _fold_log_ratios(model: Model, columns: Columns, x: Array) -> Any:
     """Returns log-ratios of standardised columns by every fold, [F, B]."""
-    out: Array = jax.vmap(row_log_ratios, (0, None))(model, columns.normalised(x))
-    return out
+    return jax.vmap(row_log_ratios, (0, None))(model, columns.normalised(x))

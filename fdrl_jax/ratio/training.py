@@ -1,10 +1,7 @@
 """Networks of ratios, the waymarks between two sets, and training.
 
 A waymark at position `t` from 0 to 1 holds `cos(a) x + sin(a) y` with `a = π/2 t`, where `x` is of
-the numerator and `y` of the denominator. Networks are trained one per fold, in lockstep, or one
-head per pair of waymarks.
-
-Reference: Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
+the numerator and `y` of the denominator. Folds are trained in lockstep.
 """
 
 import dataclasses
@@ -19,7 +16,7 @@ import optax
 from flax import linen as nn
 from jax import lax
 
-from fdrl_jax.ratio.base import Pair, Quadratic, quadratic
+from fdrl_jax.ratio.base import Pair, Quadratic
 
 __all__ = ["Heads", "Model", "Network", "Options", "Trunk"]
 __dir__ = __all__.copy
@@ -65,9 +62,7 @@ class Network(NamedTuple):
 class Trunk(nn.Module):
     """Maps `x [B, ...]` to itself and all hidden layers of a perceptron, [B, D + sum(sizes)].
 
-    Attributes:
-      hidden_sizes: width of every hidden layer.
-      squares: whether the input has the squares of the columns as well, which show heavy tails.
+    With `squares` the input has those of the columns as well, which show heavy tails.
     """
 
     hidden_sizes: tuple[int, ...] = (128, 128)
@@ -97,9 +92,8 @@ class Heads(NamedTuple):
         """Returns initial parameters for inputs like `x`, [B, ...]."""
         if self.num_features is None:
             return jax.vmap(self.network.init, (0, None))(jax.random.split(key, self.num_heads), x)
-        params = self.network.init(key, x)
         kernel = jnp.zeros((self.num_features, self.num_heads))
-        return jnp.zeros(self.num_heads), kernel, params
+        return jnp.zeros(self.num_heads), kernel, self.network.init(key, x)
 
     def __call__(self, params: Any, x: Array) -> Any:
         """Returns the output of every head, `x [B, ...] -> [B, H]`."""
@@ -172,9 +166,8 @@ def waymarks(top: Array, bottom: Array, mixed: Array, positions: Array) -> Array
 def gaussians(rows: Pair, weights: Pair, mixed: np.ndarray, positions: Array) -> Quadratic:
     """Returns the log-ratios of adjacent Gaussians with the moments of the waymarks, of one fold.
 
-    Networks do not extrapolate from one waymark to the others, as these do, and only learn the
-    difference. Columns are independent if there are few rows. Those that are constant in a set have
-    no density; there all Gaussians are equal.
+    Unlike networks they extrapolate to the other waymarks. Columns are independent if there are few
+    rows; in those that are constant in a set, which has no density there, all Gaussians are equal.
     """
     means, covariances = [], []
     for w, x in zip(weights, rows, strict=True):
@@ -198,7 +191,8 @@ def gaussians(rows: Pair, weights: Pair, mixed: np.ndarray, positions: Array) ->
             square, size = np.linalg.inv(covariance), np.linalg.slogdet(covariance)[1]
             linear = square @ mean
         found.append(((mean @ linear + size) / 2, -linear, square / 2))
-    return quadratic([[np.diff(part, axis=0) for part in map(np.stack, zip(*found, strict=True))]])
+    parts = (np.diff(np.stack(part), axis=0)[None] for part in zip(*found, strict=True))
+    return Quadratic(*map(jnp.float32, parts))
 
 
 def _shares(positions: Array, ndim: int) -> tuple[Array, Array]:
@@ -221,11 +215,7 @@ def train(
     mixed: Array,  # Which columns differ, [...].
     positions: Array,  # Of the waymarks, [H + 1].
 ) -> tuple[Any, Array]:
-    """Trains until the mean held-out loss of all folds no longer decreases.
-
-    Returns:
-      Parameters with a leading axis of folds, and the lowest loss.
-    """
+    """Returns the parameters of all folds with the lowest mean held-out loss, and this loss."""
     num_rows = min(map(len, rows))
     batch_size = options.batch_size or (128 if num_rows < 4_000 else 256)
     # A network overfits a few hundred examples within tens of steps.
@@ -235,9 +225,8 @@ def train(
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, options.learning_rate, warmup, max(options.num_steps, warmup + 1)
     )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-4)
-    )
+    adamw = optax.adamw(schedule, weight_decay=1e-4)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
     def loss(params: Any, offset: Any, marks: Array) -> Array:
         upper, lower = Model(heads, offset, params).adjacent(marks)
@@ -272,11 +261,10 @@ def train(
         best = jax.tree.map(lambda a, b: jnp.where(better, a, b), folds[1], best)
         return folds, step, best, jnp.where(better, value, lowest), jnp.where(better, 0, stale + 1)
 
-    def unfinished(state: Any) -> Any:
-        return (state[1] < options.num_steps) & (state[4] < _PATIENCE)
-
     params = jax.vmap(heads.init, (0, None))(keys[0], rows[0][:2])
     folds = params, params, jax.vmap(optimizer.init)(params)
     state = folds, jnp.int32(0), params, jnp.float32(jnp.inf), jnp.int32(0)
-    _, _, best, lowest, _ = lax.while_loop(unfinished, one_round, state)
+    _, _, best, lowest, _ = lax.while_loop(
+        lambda s: (s[1] < options.num_steps) & (s[4] < _PATIENCE), one_round, state
+    )
     return best, lowest
