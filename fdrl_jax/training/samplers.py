@@ -47,9 +47,7 @@ def make_sampler(problem: Problem, stages: Sequence[str] = ("refined",)) -> Samp
     ) -> dict[str, Array]:
         keys = _keys(key, rng.Stream.PRIOR, batch)
         x0 = problem.prior_sample(constants.prior, keys, batch)
-        drawn = {"prior": x0}
-
-        done, x = 0, x0
+        drawn, done, x = {"prior": x0}, 0, x0
         for stage, end in (("bridged", num_steps), ("refined", num_steps + num_refine_steps)):
             if stage in stages:
                 advance = make_segment(problem, num_steps=end - done)

@@ -89,7 +89,7 @@ def make_train_step(
         real = clean = as_floating(batch["real"])
         if dequantisation:
             keys = rng.example_keys(key, rng.Stream.DEQUANTISATION, positions)
-            real = real + dequantisation * _keys.normal_like(keys, real)
+            real = real + dequantisation * _keys.noise_like(keys, real)
         prior_keys = rng.example_keys(key, rng.Stream.PRIOR, positions)
         x0 = problem.prior_sample(constants.prior, prior_keys, batch)
         for name, array in (("draw", real), ("the prior", x0)):
@@ -146,8 +146,7 @@ def from_gradients(
       optimizer: an Optax optimizer. It receives the loss as `value`, which some optimizers need.
       batch_size: examples per replica.
       refresh: as in `problem.Estimator`.
-      ema_rate: decay of the moving average of the parameters, in [0, 1).
-      ema_ramp: as for `state.apply_gradients`.
+      ema_rate, ema_ramp: as for `state.apply_gradients`.
       axis_name: mapped axis over which gradients and metrics are averaged, if any.
     """
     axes = () if axis_name is None else (axis_name,)
