@@ -20,7 +20,7 @@ from jax.scipy.special import xlogy
 from fdrl_jax._arrays import evaluate
 from fdrl_jax._checks import check_name
 
-__all__ = ["REGISTRY", "FDivergence", "alpha", "first_variation", "get"]
+__all__ = ["KL", "REGISTRY", "REVERSE_KL", "FDivergence", "alpha", "first_variation", "get"]
 __dir__ = __all__.copy
 
 Array = jax.Array
@@ -47,11 +47,13 @@ class FDivergence(NamedTuple):
 
 
 # The name, `f(r)`, `f'` of the log ratio and, where it is defined, `f'` of an unconstrained ratio.
+KL = FDivergence("kl", lambda r: xlogy(r, r), lambda log_r: log_r)
+REVERSE_KL = FDivergence("reverse_kl", lambda r: -jnp.log(r), lambda log_r: -jnp.exp(-log_r))
 _DIVERGENCES = (
     FDivergence(
         "pearson", lambda r: (r - 1.0) ** 2, lambda log_r: 2.0 * jnp.exp(log_r), lambda r: 2.0 * r
     ),
-    FDivergence("kl", lambda r: xlogy(r, r), lambda log_r: log_r),
+    KL,
     FDivergence(
         "js",
         lambda r: xlogy(r, r) - (r + 1.0) * jnp.log((r + 1.0) / 2.0),
@@ -62,7 +64,7 @@ _DIVERGENCES = (
         lambda r: (r + 1.0) * jnp.log(r + 1.0) - 2.0 * jnp.log(2.0),
         lambda log_r: -jax.nn.log_sigmoid(-log_r),  # log(r + 1) = -log sigmoid(-log r).
     ),
-    FDivergence("reverse_kl", lambda r: -jnp.log(r), lambda log_r: -jnp.exp(-log_r)),
+    REVERSE_KL,
     FDivergence(
         "hellinger", lambda r: (jnp.sqrt(r) - 1.0) ** 2, lambda log_r: -jnp.exp(-0.5 * log_r)
     ),
@@ -90,7 +92,7 @@ def alpha(order: float) -> FDivergence:
     short = f"{a:g}"  # Six digits are enough for a short name if they are all digits of the order.
     name = f"alpha({short if float(short) == a else repr(a)})"
     if a in (0.0, 1.0):
-        return REGISTRY["kl" if a else "reverse_kl"]._replace(name=name)
+        return (KL if a else REVERSE_KL)._replace(name=name)
     return FDivergence(
         name=name,
         f=lambda r: _alpha_generator(r, a),

@@ -68,17 +68,13 @@ def mean_distance(x: np.ndarray, y: np.ndarray | None = None) -> float:
 
 
 def energy_ratio(samples: np.ndarray, data: np.ndarray) -> EnergyRatio:
-    """Divides the energy distance of samples to data by that expected of true data.
+    """Divides the energy distance of samples [N, ...] to data [M, ...] by that of true data.
 
-    The numerator is the biased estimate (the V-statistic). The denominator is its expectation for
-    true data, `E|Y - Y'| (1/N + 1/M)`, with the mean distance within the data. The same deviation
-    gives a larger ratio with more samples. For large N and M, the distribution of the ratio of true
-    data depends on neither, so its quantiles are those of 1,000 random splits of (at most 1,000 of)
-    the data into halves.
-
-    Args:
-      samples: the samples to evaluate, [N, ...].
-      data: samples of the true distribution, independent of `samples`, [M, ...].
+    The data are independent of the samples, such as a held-out part. The numerator is the biased
+    estimate (the V-statistic). The denominator is its expectation for true data, `E|Y - Y'| (1/N +
+    1/M)`, with the mean distance within the data. The same deviation gives a larger ratio with more
+    samples. For large N and M, the distribution of the ratio of true data depends on neither, so
+    its quantiles are those of 1,000 random splits of (at most 1,000 of) the data into halves.
 
     Raises:
       ValueError: for fewer than two points, different numbers of features, or data that coincide.

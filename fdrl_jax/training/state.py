@@ -57,7 +57,9 @@ def apply_gradients(
     """Updates parameters, their average and the step count; other collections do not change.
 
     Args:
+      state: the state before.
       grads: gradients of the loss, with the structure of `state.variables["params"]`.
+      optimizer: as given to `create`.
       ema_rate: decay of the average, in [0, 1): `ema <- rate * ema + (1 - rate) * params`.
       ema_ramp: increases the rate to `ema_rate` as `(1 + t) / (10 + t)`, where `t` is the number of
         earlier updates, so that early parameters are soon forgotten.

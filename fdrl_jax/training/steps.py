@@ -146,7 +146,8 @@ def from_gradients(
       optimizer: an Optax optimizer. It receives the loss as `value`, which some optimizers need.
       batch_size: examples per replica.
       refresh: as in `problem.Estimator`.
-      ema_rate, ema_ramp: as for `state.apply_gradients`.
+      ema_rate: decay of the moving average of the parameters, in [0, 1).
+      ema_ramp: as for `state.apply_gradients`.
       axis_name: mapped axis over which gradients and metrics are averaged, if any.
     """
     axes = () if axis_name is None else (axis_name,)
