@@ -13,11 +13,7 @@ Array = jax.Array
 
 
 def as_floating(x: Any) -> Array:
-    """Converts integers and halves to float32: in bfloat16 a flow stalls, as 1 + 0.001 rounds to 1.
-
-    Raises:
-      TypeError: for anything else than one array of real numbers.
-    """
+    """Converts integers and halves to float32: in bfloat16 a flow stalls, as 1 + 0.001 is 1."""
     of_array = getattr(getattr(x, "dtype", None), "kind", "f")
     if x is None or isinstance(x, Mapping) or of_array in "cOSU":
         got = getattr(x, "dtype", type(x).__name__)

@@ -94,10 +94,7 @@ def check_images(name: str, x: Any, largest: float = math.inf) -> None:
 def one_or_nan(label: ArrayLike, num_classes: int) -> Array | float:
     """Returns 1 for labels from 0 to C - 1, and for each traced label 1, or NaN if it is not.
 
-    As a factor of a result, it makes also the gradient NaN.
-
-    Raises:
-      ValueError: for labels that are not integers, or are known to be out of range.
+    As a factor of a result, it makes also the gradient NaN. Other labels are a ValueError.
     """
     if not jnp.issubdtype(jnp.result_type(label), jnp.integer):
         raise ValueError(f"label must be an integer, got {label}")

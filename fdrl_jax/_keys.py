@@ -11,12 +11,7 @@ Array = jax.Array
 
 
 def typed(key: Array) -> Array:
-    """Returns a typed key, also for a raw uint32 key of `jax.random.PRNGKey`.
-
-    Raises:
-      TypeError: for anything else, such as a seed.
-      ValueError: for several keys of another generator than "threefry2x32".
-    """
+    """Returns a typed key, or several, also for raw uint32 keys of `jax.random.PRNGKey`."""
     if not isinstance(key, (jax.Array, np.ndarray)):
         raise TypeError(
             f"key must be a JAX key, such as jax.random.key(0), got {type(key).__name__} {key!r}"
@@ -32,11 +27,7 @@ def typed(key: Array) -> Array:
 
 
 def of_batch(key: Array, x: Array) -> Array:
-    """Returns the typed key of a batch `x` [B, ...], or the typed keys of its examples, [B].
-
-    Raises:
-      TypeError, ValueError: as `typed`, and for another number of keys.
-    """
+    """Returns the typed key of a batch `x` [B, ...], or the typed keys of its examples, [B]."""
     key = typed(key)
     # [1] keys would give all examples the same noise. `len` rejects a symbolic batch size.
     if key.ndim and (num := key.shape[0]) != x.shape[0]:
@@ -56,28 +47,15 @@ def named(key: Array, purpose: str) -> Array:
 
 
 def at_positions(key: Array, positions: Array) -> Array:
-    """Returns one key per position, [B], from one key and integers, [B].
-
-    Raises:
-      ValueError: for rbg keys, or positions that are not integers.
-    """
+    """Returns one key per position, [B], from one key and integers, [B]."""
     # 0.2 and 0.7 would give the same key.
     if not jnp.issubdtype(dtype := jnp.result_type(positions), jnp.integer):
         raise ValueError(f"positions must be integers, got {dtype}")
     return typed(jax.vmap(jax.random.fold_in, (None, 0))(key, positions))
 
 
-def normal_like(key: Array, x: Array) -> Array:
-    """Draws normal noise of the shape and dtype of `x`, with the keys and errors of `of_batch`."""
-    return _draw_like(jax.random.normal, key, x)
-
-
-def uniform_like(key: Array, x: Array) -> Array:
-    """Draws uniform numbers in [0, 1), as `normal_like` does normal ones."""
-    return _draw_like(jax.random.uniform, key, x)
-
-
-def _draw_like(draw: Callable[..., Array], key: Array, x: Array) -> Array:
+def noise_like(key: Array, x: Array, draw: Callable[..., Array] = jax.random.normal) -> Array:
+    """Draws noise of the shape and dtype of `x`, with the keys and errors of `of_batch`."""
     key = of_batch(key, x)
     if key.ndim == 0:
         return draw(key, x.shape, x.dtype)

@@ -27,7 +27,6 @@ MAX_EXACT_SIZE = 12_288
 # similar to the training data, and sets of fewer clusters gain little from them.
 _EXAMPLES_PER_CLUSTER, _MIN_CLUSTERS, _MAX_CLUSTERS = 70, 30, 100
 
-
 Fitted = dict[str, np.ndarray]  # The arrays of `priors.mixture`.
 
 
@@ -205,26 +204,25 @@ def _of_few(examples: list[np.ndarray], jitter: float) -> Fitted:
 
 
 def _joined(parts: Sequence[LowRank], weights: np.ndarray, jitter: float) -> Fitted:
-    factors, scales = zip(*(_with_remainder(part, jitter) for part in parts), strict=True)
-    return {
-        "weights": weights,
-        "mean": np.stack([part.mean for part in parts]),
-        "factor": np.concatenate(factors, axis=1),
-        "remainder_scale": np.stack(scales),
-    }
-
-
-def _with_remainder(part: LowRank, jitter: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `F` and `s` such that `F Fᵀ + C diag(s²) Cᵀ` approximates `Σ + jitter I`.
+    """Returns `F` and `s` of each part such that `F Fᵀ + C diag(s²) Cᵀ` is about `Σ + jitter I`.
 
     `s²` is the spectrum of `Σ` less that of `F Fᵀ`, plus the jitter. So the remainder of an image
     stays as smooth as images are, because cosines nearly decorrelate neighbouring pixels.
 
     Reference: Ahmed, Natarajan and Rao, "Discrete cosine transform", 1974.
     """
-    factor = part.directions * np.sqrt(part.variances)
-    left = np.maximum(part.spectrum - _spectrum(factor.T, part.spectrum.shape), 0.0)
-    return factor.astype(np.float32), np.sqrt(left + jitter).astype(np.float32)
+    factors, scales = list[np.ndarray](), list[np.ndarray]()
+    for part in parts:
+        factor = part.directions * np.sqrt(part.variances)
+        left = np.maximum(part.spectrum - _spectrum(factor.T, part.spectrum.shape), 0.0)
+        factors.append(factor.astype(np.float32))
+        scales.append(np.sqrt(left + jitter).astype(np.float32))
+    return {
+        "weights": weights,
+        "mean": np.stack([part.mean for part in parts]),
+        "factor": np.concatenate(factors, axis=1),
+        "remainder_scale": np.stack(scales),
+    }
 
 
 def _spectrum(rows: np.ndarray, event_shape: tuple[int, ...]) -> np.ndarray:

@@ -17,7 +17,7 @@ from fdrl_jax._arrays import at_least_float32
 from fdrl_jax._checks import check_name
 from fdrl_jax.divergences import Output
 
-__all__ = ["LR", "LSIF", "REGISTRY", "UKL", "Bregman", "get", "loss", "losses"]
+__all__ = ["REGISTRY", "Bregman", "get", "loss"]
 __dir__ = __all__.copy
 
 Array = jax.Array
@@ -43,20 +43,18 @@ class Bregman(NamedTuple):
     flowed_term: Callable[[Array], Array]
 
 
-LSIF = Bregman("lsif", "ratio", lambda out: 0.5 * out**2, lambda out: -out)
-
-LR = Bregman("lr", "log_ratio", lambda o: -jax.nn.log_sigmoid(-o), lambda o: -jax.nn.log_sigmoid(o))
-
-
 def _exp(log_r: Array) -> Array:
     """Returns `exp`, continued by its tangent above 40, where the gradient stays `exp(40)`."""
     beyond = jnp.maximum(log_r - _MAX_EXPONENT, 0.0)
     return jnp.exp(jnp.minimum(log_r, _MAX_EXPONENT)) * (1.0 + beyond)
 
 
-UKL = Bregman("ukl", "log_ratio", _exp, lambda out: -out)
-
-REGISTRY: dict[str, Bregman] = {b.name: b for b in (LSIF, LR, UKL)}
+_LOSSES = (
+    Bregman("lsif", "ratio", lambda out: 0.5 * out**2, lambda out: -out),
+    Bregman("lr", "log_ratio", lambda o: -jax.nn.log_sigmoid(-o), lambda o: -jax.nn.log_sigmoid(o)),
+    Bregman("ukl", "log_ratio", _exp, lambda out: -out),
+)
+REGISTRY = {b.name: b for b in _LOSSES}
 
 
 def get(spec: str | Bregman) -> Bregman:
@@ -65,13 +63,6 @@ def get(spec: str | Bregman) -> Bregman:
         return spec
     check_name("Bregman loss", spec, REGISTRY)
     return REGISTRY[spec]
-
-
-def losses(bregman: str | Bregman, out_real: Array, out_flowed: Array) -> tuple[Array, Array]:
-    """Returns the terms of data, [N], and of flowed samples, [M], whose means `loss` adds."""
-    bregman = get(bregman)
-    out_real, out_flowed = at_least_float32(out_real), at_least_float32(out_flowed)
-    return bregman.real_term(out_real), bregman.flowed_term(out_flowed)
 
 
 def loss(
@@ -92,8 +83,8 @@ def loss(
     """
     bregman = get(bregman)
     out_real, out_flowed = at_least_float32(out_real), at_least_float32(out_flowed)
-    on_real, on_flowed = losses(bregman, out_real, out_flowed)
-    value = jnp.average(on_real, weights=weights) + jnp.mean(on_flowed)
+    on_real = jnp.average(bregman.real_term(out_real), weights=weights)
+    value = on_real + jnp.mean(bregman.flowed_term(out_flowed))
 
     def to_ratio(output: Array) -> Array:
         is_log = bregman.output == "log_ratio"

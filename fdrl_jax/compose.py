@@ -20,12 +20,11 @@ __dir__ = __all__.copy
 
 Array = jax.Array
 Estimator = Callable[[Array], Array]
-Classifier = Callable[[Array], Array]
 
 
 def condition(
     estimator: Estimator,
-    classifier: Classifier,
+    classifier: Callable[[Array], Array],
     label: int | Array,
     weight: float = 0.1,
     *,

@@ -20,19 +20,7 @@ from jax.scipy.special import xlogy
 from fdrl_jax._arrays import evaluate
 from fdrl_jax._checks import check_name
 
-__all__ = [
-    "HELLINGER",
-    "JS",
-    "KL",
-    "LOGD",
-    "PEARSON",
-    "REGISTRY",
-    "REVERSE_KL",
-    "FDivergence",
-    "alpha",
-    "first_variation",
-    "get",
-]
+__all__ = ["KL", "REGISTRY", "REVERSE_KL", "FDivergence", "alpha", "first_variation", "get"]
 __dir__ = __all__.copy
 
 Array = jax.Array
@@ -59,29 +47,32 @@ class FDivergence(NamedTuple):
 
 
 # The name, `f(r)`, `f'` of the log ratio and, where it is defined, `f'` of an unconstrained ratio.
-PEARSON = FDivergence(
-    "pearson", lambda r: (r - 1.0) ** 2, lambda log_r: 2.0 * jnp.exp(log_r), lambda r: 2.0 * r
-)
 KL = FDivergence("kl", lambda r: xlogy(r, r), lambda log_r: log_r)
-JS = FDivergence(
-    "js",
-    lambda r: xlogy(r, r) - (r + 1.0) * jnp.log((r + 1.0) / 2.0),
-    jax.nn.log_sigmoid,  # log(2r / (r + 1)) = log 2 + log sigmoid(log r).
-)
-LOGD = FDivergence(
-    "logd",
-    lambda r: (r + 1.0) * jnp.log(r + 1.0) - 2.0 * jnp.log(2.0),
-    lambda log_r: -jax.nn.log_sigmoid(-log_r),  # log(r + 1) = -log sigmoid(-log r).
-)
 REVERSE_KL = FDivergence("reverse_kl", lambda r: -jnp.log(r), lambda log_r: -jnp.exp(-log_r))
-HELLINGER = FDivergence(
-    "hellinger", lambda r: (jnp.sqrt(r) - 1.0) ** 2, lambda log_r: -jnp.exp(-0.5 * log_r)
+_DIVERGENCES = (
+    FDivergence(
+        "pearson", lambda r: (r - 1.0) ** 2, lambda log_r: 2.0 * jnp.exp(log_r), lambda r: 2.0 * r
+    ),
+    KL,
+    FDivergence(
+        "js",
+        lambda r: xlogy(r, r) - (r + 1.0) * jnp.log((r + 1.0) / 2.0),
+        jax.nn.log_sigmoid,  # log(2r / (r + 1)) = log 2 + log sigmoid(log r).
+    ),
+    FDivergence(
+        "logd",
+        lambda r: (r + 1.0) * jnp.log(r + 1.0) - 2.0 * jnp.log(2.0),
+        lambda log_r: -jax.nn.log_sigmoid(-log_r),  # log(r + 1) = -log sigmoid(-log r).
+    ),
+    REVERSE_KL,
+    FDivergence(
+        "hellinger", lambda r: (jnp.sqrt(r) - 1.0) ** 2, lambda log_r: -jnp.exp(-0.5 * log_r)
+    ),
 )
+REGISTRY = {d.name: d for d in _DIVERGENCES}
 
 _SMALL_EXPONENT = 0.01  # Below it, `r^b - 1` loses more than two digits for r near 1.
 _ALPHA = re.compile(r"alpha\(\s*(?P<order>[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)\s*\)")
-
-REGISTRY = {d.name: d for d in (PEARSON, KL, JS, LOGD, REVERSE_KL, HELLINGER)}
 
 
 def alpha(order: float) -> FDivergence:
@@ -89,7 +80,6 @@ def alpha(order: float) -> FDivergence:
 
     `f(r) = (r^a - a r + a - 1) / (a (a - 1))`, so `f'(r) = (r^(a-1) - 1) / (a - 1)`. Orders 1 and 0
     are the limits KL and reverse KL; order 2 is half of Pearson; 1/2 is twice squared Hellinger.
-    Raises a ValueError for an order that is not finite.
 
     Reference: Cichocki and Amari, "Families of Alpha- Beta- and Gamma-Divergences", Entropy 2010.
     """
@@ -102,7 +92,7 @@ def alpha(order: float) -> FDivergence:
     short = f"{a:g}"  # Six digits are enough for a short name if they are all digits of the order.
     name = f"alpha({short if float(short) == a else repr(a)})"
     if a in (0.0, 1.0):
-        return (REVERSE_KL if a == 0.0 else KL)._replace(name=name)
+        return (KL if a else REVERSE_KL)._replace(name=name)
     return FDivergence(
         name=name,
         f=lambda r: _alpha_generator(r, a),
@@ -128,10 +118,7 @@ def _deformed_log(r: Array, exponent: float) -> Array:
 
 
 def get(spec: str | FDivergence) -> FDivergence:
-    """Returns a divergence by name, such as "kl" or "alpha(0.5)"; a divergence unchanged.
-
-    Raises a ValueError for an unknown name, which lists the allowed ones.
-    """
+    """Returns a divergence by name, such as "kl" or "alpha(0.5)"; a divergence unchanged."""
     if isinstance(spec, FDivergence):
         return spec
     if match := _ALPHA.fullmatch(str(spec)):

@@ -133,8 +133,7 @@ def fit(
       The sampler, with averaged parameters.
 
     Raises:
-      TypeError: for a key that is not a JAX key.
-      ValueError: for data, labels, a prior or numbers that are not as described.
+      TypeError, ValueError: for a key, data, labels, a prior or numbers that are not as described.
       FloatingPointError: if training diverges.
     """
     root, (x, recipe) = _keys.typed(key), _checked(data)
@@ -244,7 +243,7 @@ def _of_samples(
 
     def sample(params: dict[str, Array], keys: Array, batch: Batch) -> Array:
         x = params["rows"][_choose(_keys.named(keys, "samples"), len(params["rows"]))]
-        return x + noise * _keys.normal_like(_keys.named(keys, "noise"), x) if noise else x
+        return x + noise * _keys.noise_like(_keys.named(keys, "noise"), x) if noise else x
 
     return Prior(params, sample)
 

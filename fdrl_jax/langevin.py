@@ -94,8 +94,7 @@ def flow(
       `x_K`, [B, ...]; with `observe`, `(x_K, results)`, stacked with a leading axis of `num_steps`.
 
     Raises:
-      TypeError: for a key that is not a JAX key, or points that are not one array of real numbers.
-      ValueError: for numbers out of their range, and for shapes or keys that do not fit.
+      TypeError, ValueError: for keys, points, numbers or shapes that are not as described.
     """
     if not callable(potential_fn):
         raise TypeError(f"a potential is a function [B, ...] -> [B], got {type(potential_fn)}")
@@ -129,7 +128,7 @@ def _flow(
     key = _keys.named(key, "flow")
     fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
 
-    def step(x: Array, k: Array) -> tuple[Array, Array]:
+    def step(x: Array, k: Array) -> tuple[Array, Any]:
         _keys.of_batch(key, x)  # Also where no noise is drawn.
         velocity = drift(x, potential_fn)
         eta: Any = step_size(k) if callable(step_size) else step_size
@@ -139,15 +138,11 @@ def _flow(
                 raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(value)}")
         moved = x + eta * velocity
         if nu is not None:
-            moved = moved + nu * _keys.normal_like(fold_in(key, k), x)
-        return moved.astype(x.dtype), velocity
-
-    def body(x: Array, k: Array) -> tuple[Array, Any]:
-        moved, velocity = step(x, k)
-        return moved, (None if observe is None else observe(x, velocity))
+            moved = moved + nu * _keys.noise_like(fold_in(key, k), x)
+        return moved.astype(x.dtype), (None if observe is None else observe(x, velocity))
 
     x0 = vary_with(x0, lambda x: step(x, jnp.asarray(first_step))[0])
-    x_last, observed = lax.scan(body, x0, first_step + jnp.arange(num_steps))
+    x_last, observed = lax.scan(step, x0, first_step + jnp.arange(num_steps))
     return x_last if observe is None else (x_last, observed)
 
 

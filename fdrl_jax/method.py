@@ -38,15 +38,10 @@ class Record(NamedTuple):
       metrics: those of `bregman.loss`; "drift_norm", the mean norm of the drift in the last step of
         the flow (0 without steps); and, with a penalty, its term of the loss, "gradient_penalty".
       flowed: the flowed samples, [M, ...].
-      losses_real: the term of the loss of each data point, [N].
-      losses_flowed: that of each flowed sample, [M]. Without a penalty, the loss is the (weighted)
-        mean over data plus the mean over flowed samples.
     """
 
     metrics: Metrics
     flowed: Array
-    losses_real: Array
-    losses_flowed: Array
 
 
 @functools.partial(
@@ -81,8 +76,7 @@ class FDRL:
         `1/2 (E_p |∇_x s(x)|² + E_q~ |∇_x s(x)|²)` (R1 + R2) on the output `s` of the estimator.
 
     Raises:
-      TypeError: for a number of the wrong type.
-      ValueError: for names, pairs or numbers that are not allowed.
+      TypeError, ValueError: for names, pairs or numbers that are not allowed.
 
     References: Heng, Ansari and Soh, arXiv 2303.03714, algorithms 1 and 2. Mescheder, Geiger and
     Nowozin, "Which Training Methods for GANs do actually Converge?", 2018 (R1 and R2).
@@ -285,7 +279,7 @@ def objective(
         value = value + penalty
         metrics = {**metrics, "loss": value, "gradient_penalty": penalty}
     metrics = {**metrics, "drift_norm": jnp.sum(speeds[-1:]) / len(flowed)}
-    return value, Record(metrics, samples[0], *bregman_lib.losses(loss, *outputs))
+    return value, Record(metrics, samples[0])
 
 
 def _outputs(
@@ -332,8 +326,7 @@ def _penalised_outputs(
     if num_real < len(data[0]) or num_flowed < len(samples[0]):
         rest = tuple(a[num_real:] for a in data), tuple(a[num_flowed:] for a in samples)
         others = _outputs(estimator, *rest)
-        first, second = (jnp.concatenate(both) for both in zip(outputs, others, strict=True))
-        outputs = (first, second)
+        outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, others)
     return outputs, mean_real + mean_flowed
 
 

@@ -22,7 +22,7 @@ __dir__ = __all__.copy
 _ROWS = 1_000  # A block of 1,000 x 10,000 distances needs 80 MB.
 _FEW_FEATURES = 8  # Up to this number, differences are faster than a matrix product.
 _COINCIDENT = 1e-13  # Squared distances below this share of the squared norms are rounding errors.
-_MAX_SPLIT_POINTS = 1_000
+_NUM_SPLITS, _MAX_SPLIT_POINTS = 1_000, 1_000
 _WIDTHS = (64, 32, 16)  # Channels after each convolution of the random features.
 _GRID = 2  # Cells per side over which the last channels are averaged.
 _SIDE = 32  # Pixels; images whose shorter side is at least twice this are averaged down towards it.
@@ -61,32 +61,20 @@ def energy_distance(x: np.ndarray, y: np.ndarray, *, unbiased: bool = True) -> f
 
 
 def mean_distance(x: np.ndarray, y: np.ndarray | None = None) -> float:
-    """Returns the mean distance `E|X - Y|` between two samples, or `E|X - X'|` within one.
-
-    Raises:
-      ValueError: for fewer than two points, or points with different numbers of features.
-    """
+    """Returns the mean distance `E|X - Y|` between two samples, or `E|X - X'|` within one."""
     first, second = _pair(x, x if y is None else y)
     num_second = len(second) - 1 if y is None else len(second)
     return _sum_distances(first, second) / (len(first) * num_second)
 
 
-def energy_ratio(
-    samples: np.ndarray, data: np.ndarray, *, num_splits: int = 1_000, seed: int = 0
-) -> EnergyRatio:
-    """Divides the energy distance of samples to data by that expected of true data.
+def energy_ratio(samples: np.ndarray, data: np.ndarray) -> EnergyRatio:
+    """Divides the energy distance of samples [N, ...] to data [M, ...] by that of true data.
 
-    The numerator is the biased estimate (the V-statistic). The denominator is its expectation for
-    true data, `E|Y - Y'| (1/N + 1/M)`, with the mean distance within the data. The same deviation
-    gives a larger ratio with more samples. For large N and M, the distribution of the ratio of true
-    data depends on neither, so its quantiles are those of random splits of (at most 1,000 of) the
-    data into halves.
-
-    Args:
-      samples: the samples to evaluate, [N, ...].
-      data: samples of the true distribution, independent of `samples`, [M, ...].
-      num_splits: number of random splits.
-      seed: seed of the splits.
+    The data are independent of the samples, such as a held-out part. The numerator is the biased
+    estimate (the V-statistic). The denominator is its expectation for true data, `E|Y - Y'| (1/N +
+    1/M)`, with the mean distance within the data. The same deviation gives a larger ratio with more
+    samples. For large N and M, the distribution of the ratio of true data depends on neither, so
+    its quantiles are those of 1,000 random splits of (at most 1,000 of) the data into halves.
 
     Raises:
       ValueError: for fewer than two points, different numbers of features, or data that coincide.
@@ -96,10 +84,10 @@ def energy_ratio(
     expected = mean_distance(data) * (1 / n + 1 / m)
     if expected == 0.0:
         raise ValueError("all points of the data coincide, so there is no distance to compare with")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     half = min(m, _MAX_SPLIT_POINTS) // 2
     points = rng.permutation(data)[: 2 * half]
-    signs = rng.permuted(np.tile(np.repeat([1.0, -1.0], half), (num_splits, 1)), axis=1)
+    signs = rng.permuted(np.tile(np.repeat([1.0, -1.0], half), (_NUM_SPLITS, 1)), axis=1)
     with jax.enable_x64(True):
         ratios = np.asarray(_split_ratios(jnp.asarray(points), jnp.asarray(signs)))
     low, high = np.quantile(ratios, (0.05, 0.95))

@@ -195,6 +195,6 @@ def keep(key: Array, log_ratio: ArrayLike, *, quantile: float = 0.05) -> Array:
         raise ValueError("none of the log-ratios is finite")
     # In float32 for outputs of half precision too, whose uniform numbers are coarse.
     key = _keys.named(_keys.typed(key), "keep")
-    uniform = _keys.uniform_like(key, log_ratio.astype(jnp.float32))
+    uniform = _keys.noise_like(key, log_ratio.astype(jnp.float32), jax.random.uniform)
     kept: Array = uniform < jnp.exp(jnp.minimum(0.0, bound - log_ratio))
     return kept

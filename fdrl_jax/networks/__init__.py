@@ -1,8 +1,7 @@
 """Networks that estimate a density ratio or its logarithm."""
 
-from fdrl_jax.networks._convolution import convolve
 from fdrl_jax.networks.denoiser import Denoiser
-from fdrl_jax.networks.layers import MLP, Conv, Dense, SelfAttention
+from fdrl_jax.networks.layers import MLP, Conv, Dense
 from fdrl_jax.networks.resnet import SPECS, ResNet, ResNetSpec, resnet
 from fdrl_jax.networks.spectral import prepare, update_vectors
 
@@ -14,8 +13,6 @@ __all__ = [
     "Dense",
     "ResNet",
     "ResNetSpec",
-    "SelfAttention",
-    "convolve",
     "prepare",
     "resnet",
     "update_vectors",

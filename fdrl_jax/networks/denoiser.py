@@ -22,8 +22,7 @@ class Denoiser(nn.Module):
     Maps `x [B, H, W, C]` to the same shape. Trained by the squared error on images with Gaussian
     noise, it learns the mean of the images that a noisy one may come from. An estimator needs noise
     on its data, because otherwise it separates them from samples by details that the flow does not
-    reach; samples then have the same noise, which this network removes at the end of the flow.
-    There are `depth` hidden convolutions to `width` channels; the output is float32.
+    reach. There are `depth` hidden convolutions to `width` channels; the output is float32.
 
     Reference: Jolicoeur-Martineau et al., "Adversarial score matching and improved sampling for
     image generation", ICLR 2021 (the last denoising step of score-based models).

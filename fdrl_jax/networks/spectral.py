@@ -1,8 +1,7 @@
 """Spectral normalisation: a kernel divided by its largest singular value.
 
 The singular value is estimated from two vectors in the collection `"spectral"`: `sigma = u^T W v`,
-with `W` the kernel as a `[C_out, C_in * k * k]` matrix. Only a training step that applies the
-network with `mutable=["spectral"]` updates them; a flow or a sampler sees one fixed function.
+with `W` the kernel as a `[C_out, C_in * k * k]` matrix. Only `update_vectors` changes them.
 
 Reference: Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018.
 """
@@ -29,11 +28,7 @@ _DIVIDED = "divided"  # Replaces the vectors of a kernel that has been divided a
 def update_vectors(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Runs one power iteration for every spectrally normalised kernel of a network.
 
-    This is the update of applying the network with `mutable=["spectral"]`, for callers that have no
-    input or that split a batch. Variables without such kernels are returned unchanged.
-
-    Raises:
-      ValueError: for variables that `prepare` has divided.
+    Variables without such kernels are returned unchanged; those of `prepare` are a ValueError.
     """
     if _COLLECTION not in variables:
         return dict(variables)
@@ -68,8 +63,6 @@ def normalised(module: nn.Module, kernel: jax.Array) -> jax.Array:
 
     u = module.variable(_COLLECTION, "u", initial_u)
     v = module.variable(_COLLECTION, "v", lambda: _normalise(fixed.T @ u.value))
-    if module.is_mutable_collection(_COLLECTION) and not module.is_initializing():
-        u.value, v.value = _power_iteration(fixed, u.value)
     return kernel / _sigma(matrix, u.value, v.value)
 
 

@@ -87,8 +87,7 @@ class Sampler:
           batch_size: samples per call of the compiled flow, which is compiled once per size.
 
         Raises:
-          TypeError: for anything else than a key.
-          ValueError: for a key of another generator, a number below 1, or labels that do not fit.
+          TypeError, ValueError: for another key, a number below 1, or labels that do not fit.
         """
         x = self._draw("refined", key, num_samples, labels, batch_size)
         return jnp.clip(x, -1.0, 1.0) if clip and len(self.event_shape) == 3 else x

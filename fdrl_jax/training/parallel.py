@@ -4,7 +4,6 @@ Steps and samplers are per-replica functions with an axis name, mapped here with
 several processes (hosts), the axis spans the devices of all, in the order of the processes.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -95,10 +94,8 @@ def any_process(flag: bool) -> jax.Array:
 
     Every process must call this equally often. Nothing waits until the answer is read, with `bool`.
     """
-    answer: jax.Array = unreplicate(_max_over_replicas()(replicate(np.int32(flag))))
+    answer: jax.Array = unreplicate(_max_over_replicas(replicate(np.int32(flag))))
     return answer
 
 
-@functools.cache
-def _max_over_replicas() -> Any:
-    return jax.pmap(lambda flag: lax.all_gather(flag, AXIS).max(), axis_name=AXIS)
+_max_over_replicas = jax.pmap(lambda flag: lax.all_gather(flag, AXIS).max(), axis_name=AXIS)

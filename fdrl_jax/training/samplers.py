@@ -1,8 +1,9 @@
 """Samplers: per-replica functions that map positions of samples to samples.
 
 They hold no arrays. `parallel` maps them over devices, and you can call them in your own `jit`.
-Sample `i` depends only on (key, i) and is the same from every sampler here. With a denoiser, their
-flow adds no noise: in training it matches the noise of data, here it would only be removed again.
+Sample `i` depends only on the key, `i` and its own entries, and is the same from every sampler
+here. With a denoiser, their flow adds no noise: in training it matches the noise of data, here it
+would only be removed again.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,8 +36,7 @@ def make_sampler(problem: Problem, stages: Sequence[str] = ("refined",)) -> Samp
     Returns:
       `(root key, variables, constants, batch) -> {stage: samples [B, ...]}`. The batch has
       "position", the indices of the samples, [B], and the entries that a `batch` prior, a condition
-      and an estimator that takes labels read. Sample `i` depends only on the key, `i` and its own
-      entries.
+      and an estimator that takes labels read.
     """
     if unknown := set(stages) - set(STAGES):
         raise ValueError(f"unknown stages {sorted(unknown)}; allowed: {', '.join(STAGES)}")
@@ -47,9 +47,7 @@ def make_sampler(problem: Problem, stages: Sequence[str] = ("refined",)) -> Samp
     ) -> dict[str, Array]:
         keys = _keys(key, rng.Stream.PRIOR, batch)
         x0 = problem.prior_sample(constants.prior, keys, batch)
-        drawn = {"prior": x0}
-
-        done, x = 0, x0
+        drawn, done, x = {"prior": x0}, 0, x0
         for stage, end in (("bridged", num_steps), ("refined", num_steps + num_refine_steps)):
             if stage in stages:
                 advance = make_segment(problem, num_steps=end - done)

@@ -89,7 +89,7 @@ def make_train_step(
         real = clean = as_floating(batch["real"])
         if dequantisation:
             keys = rng.example_keys(key, rng.Stream.DEQUANTISATION, positions)
-            real = real + dequantisation * _keys.normal_like(keys, real)
+            real = real + dequantisation * _keys.noise_like(keys, real)
         prior_keys = rng.example_keys(key, rng.Stream.PRIOR, positions)
         x0 = problem.prior_sample(constants.prior, prior_keys, batch)
         for name, array in (("draw", real), ("the prior", x0)):

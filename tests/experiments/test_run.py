@@ -171,7 +171,7 @@ def test_a_run_of_another_version_or_kind_is_refused(tmp_path):
     new(tmp_path / "run")
     with pytest.raises(UserError, match="is a run of --mode=train"):
         run.open_run(tmp_path / "run", "classifier")
-    for number in (1, 3):
+    for number in (2, 4):
         edit(tmp_path / "run", format=number)
         with pytest.raises(UserError, match="was written by another version of fdrl_jax; train it"):
             run.open_run(tmp_path / "run")

@@ -24,12 +24,12 @@ NETWORKS: dict[str, MLP | ResNet] = {
 
 # By the authors' names: potentials of the flow as functions of the network's output, and losses.
 POTENTIALS = {
-    "Pearson": divergences.PEARSON.potential_from_ratio,
-    "KL": divergences.KL.potential_from_log_ratio,
-    "JS": divergences.JS.potential_from_log_ratio,
-    "logD": divergences.LOGD.potential_from_log_ratio,
+    "Pearson": divergences.get("pearson").potential_from_ratio,
+    "KL": divergences.get("kl").potential_from_log_ratio,
+    "JS": divergences.get("js").potential_from_log_ratio,
+    "logD": divergences.get("logd").potential_from_log_ratio,
 }
-LOSSES = {"LSIF": bregman.LSIF, "LR": bregman.LR, "KL": bregman.UKL}
+LOSSES = {"LSIF": bregman.get("lsif"), "LR": bregman.get("lr"), "KL": bregman.get("ukl")}
 
 
 class Case(NamedTuple):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from fdrl_jax.networks import _convolution, convolve
-from fdrl_jax.networks._convolution import add_bias
+from fdrl_jax.networks import _convolution
+from fdrl_jax.networks._convolution import add_bias, convolve
 
 BIAS = np.array([0.5, -1.0, 2.0, 0.0])
 # The networks use kernels of size 1 and 3 and strides 1 and 2. With enough channels, 3x3 kernels
@@ -132,7 +132,7 @@ KERNELS_OF_A_RUN = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from experiments.devices import set_cpu_flags
 set_cpu_flags(bfloat16=sys.argv[1] == "bfloat16")
-from fdrl_jax.networks import convolve
+from fdrl_jax.networks._convolution import convolve
 bound = {"bfloat16": 1.5e-2, "float32": 2e-5}[sys.argv[1]]
 def exact(x, k):
     return jax.lax.conv_general_dilated(

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from examples.authors_weights import from_torch_state_dict, torch_shapes
-from fdrl_jax.networks import MLP, SPECS, Denoiser, ResNetSpec, SelfAttention, prepare, resnet
+from fdrl_jax.networks import MLP, SPECS, Denoiser, ResNetSpec, prepare, resnet
+from fdrl_jax.networks.layers import SelfAttention
 
 # Number of blocks per stage, the stage that self-attention follows, and the number of weights and
 # biases without attention, counted by hand from table 4 of the paper.
