@@ -271,7 +271,8 @@ def _relative(log_ratio: Array, alpha: float) -> Array:
 
 def _slope(scores: tuple[Scores, Scores]) -> Estimate:
     """Returns the slope of a logistic regression on `log r`, with its sandwich error."""
-    x = [np.stack([s.log_ratio * 0.0 + 1.0, np.clip(s.log_ratio, -50.0, 50.0)], 1) for s in scores]
+    values = [np.clip(s.log_ratio, -50.0, 50.0) for s in scores]
+    x = [np.stack([np.ones_like(value), value], axis=1) for value in values]
     both, sign = np.concatenate(x), np.repeat([1.0, -1.0], [len(part) for part in x])
     weight = np.concatenate([s.weight for s in scores]) / 2.0
     beta = logistic(both, sign, weight, np.full(2, 1e-9), np.array([0.0, 1.0]))
