@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.optimize import minimize
 from scipy.special import expit, ndtr, ndtri
 
 __all__ = ["Columns", "Pair", "Quadratic", "fit", "logistic", "refuse_frame"]
@@ -160,24 +161,19 @@ def _path(
 def logistic(
     features: np.ndarray, sign: np.ndarray, weight: np.ndarray, penalty: np.ndarray, beta: Any
 ) -> Any:
-    """Minimises the weighted logistic loss with a ridge by Newton's method from `beta`."""
+    """Minimises the weighted logistic loss with a ridge, from `beta`."""
 
-    def objective(beta: np.ndarray) -> float:
-        loss = np.logaddexp(0.0, -sign * (features @ beta)) @ weight
-        return float(loss + 0.5 * penalty @ beta**2)
+    def objective(beta: np.ndarray) -> tuple[float, np.ndarray]:
+        margin = sign * (features @ beta)
+        gradient = penalty * beta - features.T @ (weight * sign * expit(-margin))
+        return np.logaddexp(0.0, -margin) @ weight + 0.5 * penalty @ beta**2, gradient
 
-    value = objective(beta)
-    for _ in range(12):
+    def curvature(beta: np.ndarray) -> np.ndarray:
         wrong = expit(-sign * (features @ beta))
-        gradient = penalty * beta - features.T @ (weight * sign * wrong)
-        curvature = (features * (weight * wrong * (1.0 - wrong))[:, None]).T @ features
-        step = np.linalg.solve(curvature + np.diag(penalty), gradient)
-        size = 1.0
-        while (new := objective(beta - size * step)) > value and size > 1e-3:
-            size /= 2.0
-        if new > value:
-            break
-        beta, value, gain = beta - size * step, new, value - new
-        if gain < 1e-7:
-            break
-    return beta
+        scaled = features * (weight * wrong * (1.0 - wrong))[:, None]
+        return scaled.T @ features + np.diag(penalty)
+
+    options = {"gtol": 1e-6}
+    return minimize(
+        objective, beta, method="trust-exact", jac=True, hess=curvature, options=options
+    ).x

@@ -130,15 +130,16 @@ def with_heads(network: Network | nn.Module, num_heads: int, x: Array) -> Heads:
 class Model:
     """The log-ratios of adjacent waymarks by one fold, or with a leading axis of folds."""
 
-    # One output per pair of waymarks; `None` if a network did not help.
+    # One output per pair of waymarks; `None` if a network does not help.
     heads: Heads | None = dataclasses.field(metadata={"static": True})
     offset: Quadratic  # What the network is added to.
     params: Any
+    share: Any = 1.0  # Of the network.
 
     def __call__(self, x: Array, largest: float = jnp.inf) -> Any:
         """Returns log-ratios of one fold, [B, H], with an offset that is clipped to `largest`."""
         out = jnp.clip(self.offset(x), -largest, largest)
-        return out if self.heads is None else out + self.heads(self.params, x)
+        return out if self.heads is None else out + self.share * self.heads(self.params, x)
 
     def adjacent(self, marks: Array) -> tuple[Array, Array]:
         """Returns log-ratio `h` on waymarks `h` and `h + 1`, [H + 1, B, ...] -> [H, B] each."""
