@@ -1,4 +1,4 @@
-"""Checks of names, numbers and labels that a user gives, and of the logits of a classifier."""
+"""Checks of what a user gives, and of the logits of a classifier."""
 
 import difflib
 import math
@@ -53,6 +53,41 @@ def check_number(name: str, value: object, *, above_zero: bool = False) -> None:
     if not (0 < value < math.inf if above_zero else 0 <= value < math.inf):
         bound = "above 0" if above_zero else ">= 0"
         raise ValueError(f"{name} must be {bound} and finite, got {value}")
+
+
+def refuse_frame(name: str, values: Any) -> None:
+    """Refuses data frames: another order of their columns would have the same shape."""
+    if hasattr(values, "columns"):
+        raise ValueError(
+            f"{name} must be an array; fdrl_jax.ratio.estimator.RatioEstimator takes data frames"
+        )
+
+
+def real_examples(name: str, values: Any, least: int) -> np.ndarray:
+    """Returns finite values in floating point, [N, ...]; numbers per example become [N, 1]."""
+    refuse_frame(name, values)
+    if np.ma.is_masked(values):  # NumPy would use what the mask hides.
+        raise ValueError(f"{name} has masked values; remove or impute them")
+    array = np.asarray(values)
+    try:
+        if array.dtype.kind in "USMmc":
+            raise ValueError(f"got {array.dtype}")
+        array = array.astype(np.float64 if array.dtype == object else array.dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be real numbers: {error}") from error
+    array = array.astype(np.promote_types(array.dtype, np.float32))
+    array = array[:, None] if array.ndim == 1 else array
+    if array.ndim == 0 or len(array) < least or array[0].size == 0:
+        raise ValueError(
+            f"{name} must have at least {least} examples, [N, ...], got shape {np.shape(values)}"
+        )
+    good = (np.abs(array) <= 1e30).reshape(len(array), -1).all(axis=1)
+    if not good.all():
+        raise ValueError(
+            f"{name} has values that are not finite (NaN or infinite) or above 1e30 (their squares "
+            f"overflow) in {np.sum(~good)} of {len(array)} examples; remove, impute or rescale them"
+        )
+    return array
 
 
 def count_classes(labels: Any, num: int) -> int:

@@ -1,5 +1,6 @@
-"""Layers with optional spectral normalisation, the network for points, and self-attention."""
+"""Layers with optional spectral normalisation, networks for points, and self-attention."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -10,7 +11,7 @@ from jax.typing import DTypeLike
 from fdrl_jax.networks._convolution import add_bias, convolve, matmul
 from fdrl_jax.networks.spectral import normalised
 
-__all__ = ["MLP", "Conv", "Dense", "SelfAttention", "activate"]
+__all__ = ["MLP", "Conv", "Dense", "SelfAttention", "Trunk", "activate"]
 __dir__ = __all__.copy
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as in the reference implementation.
@@ -101,6 +102,24 @@ class MLP(nn.Module):
         dtype = jnp.promote_types(self.dtype, jnp.float32)
         x = Dense(1, self.spectral_norm, dtype, name=self.head)(x)
         return x[..., 0].astype(jnp.float32)
+
+
+class Trunk(nn.Module):
+    """A perceptron with SiLU that maps `x [B, ...]` to `x` and all layers, [B, D + sum(sizes)].
+
+    With `squares` the input has those of the columns as well, which show heavy tails.
+    """
+
+    hidden_sizes: tuple[int, ...] = (128, 128)
+    squares: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.reshape(len(x), math.prod(x.shape[1:]))  # Of no rows as well.
+        features = [jnp.concatenate([x, x**2 - 1.0], axis=-1) if self.squares else x]
+        for size in self.hidden_sizes:
+            features.append(nn.silu(nn.Dense(size)(features[-1])))
+        return jnp.concatenate(features, axis=-1)
 
 
 class SelfAttention(nn.Module):

@@ -7,19 +7,11 @@ References: Sugiyama, Suzuki and Kanamori, "Density Ratio Estimation in Machine 
 Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
 """
 
+from fdrl_jax.networks.layers import Trunk
 from fdrl_jax.ratio.fit import MutualInformation, fit_ratio, mutual_information
 from fdrl_jax.ratio.result import Check, DensityRatio, Estimate
-from fdrl_jax.ratio.training import Network, Options, Trunk
+from fdrl_jax.ratio.training import Network, Options
 
-__all__ = [
-    "Check",
-    "DensityRatio",
-    "Estimate",
-    "MutualInformation",
-    "Network",
-    "Options",
-    "Trunk",
-    "fit_ratio",
-    "mutual_information",
-]
+__all__ = ["Check", "DensityRatio", "Estimate", "MutualInformation", "Network", "Options", "Trunk"]
+__all__ += ["fit_ratio", "mutual_information"]
 __dir__ = __all__.copy

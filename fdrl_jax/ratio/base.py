@@ -14,32 +14,37 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, ndtr, ndtri
 
-__all__ = ["Columns", "Pair", "Quadratic", "fit", "logistic", "refuse_frame"]
+__all__ = ["Columns", "Quadratic", "Side", "fit", "flat", "logistic"]
 __dir__ = __all__.copy
 
 Array = jax.Array
-Pair = tuple[np.ndarray, np.ndarray]  # Of the numerator and of the denominator.
 
 NUM_FOLDS = 5
 _NUM_KNOTS = 201
 _MAX_PAIRS = 200  # Products of columns in the regression; others are screened out.
 _MAX_COLUMNS = 500  # No regression for more.
-# Rows of each set that the regression uses; more cost time and add little.
-_MIN_ROWS, _MAX_WORK = 10_000, 1e8  # Work: rows times squared number of features.
+_MAX_ROWS = 10_000  # Of each set in the regression; more cost time and add little.
 # Strength of the ridge for columns, and for their squares and products, in rows.
 _PENALTIES = ((100.0, 1000.0), (10.0, 1000.0), (10.0, 100.0), (10.0, 10.0), (1.0, 1.0), (0.1, 0.1))
 
 
-def refuse_frame(name: str, values: Any) -> None:
-    """Refuses data frames: another order of their columns would have the same shape."""
-    if hasattr(values, "columns"):
-        raise ValueError(
-            f"{name} must be an array; fdrl_jax.ratio.estimator.RatioEstimator takes data frames"
-        )
-
-
-def _flat(x: Any) -> Any:
+def flat(x: Any) -> Any:
+    """Returns `x [B, ...]` as [B, D]."""
     return x.reshape(len(x), math.prod(x.shape[1:]))
+
+
+class Side(NamedTuple):
+    """The numerator or the denominator."""
+
+    rows: Any  # [N, ...]
+    weight: np.ndarray  # With the sum 1, [N].
+    group: np.ndarray  # Numbers; rows with the same one count as one in standard errors, [N].
+    fold: np.ndarray  # [N]
+
+    def without(self, fold: int) -> Any:
+        """Returns the weights of the rows of the other folds, with the sum 1, [N]."""
+        kept = self.weight * (self.fold != fold)
+        return kept / kept.sum()
 
 
 class Columns(NamedTuple):
@@ -57,8 +62,8 @@ class Columns(NamedTuple):
         """Returns normal scores of standardised columns, [B, ...], if there are knots."""
         if self.knots is None:
             return x
-        flat = jax.vmap(jnp.interp, (1, 0, 0), 1)(_flat(x), self.knots[:, 0], self.knots[:, 1])
-        return flat.reshape(x.shape)
+        scores = jax.vmap(jnp.interp, (1, 0, 0), 1)(flat(x), self.knots[:, 0], self.knots[:, 1])
+        return scores.reshape(x.shape)
 
 
 class Quadratic(NamedTuple):
@@ -73,24 +78,24 @@ class Quadratic(NamedTuple):
 
     def __call__(self, x: Array) -> Array:
         """Returns log-ratios of one fold, `x [B, ...] -> [B, H]`."""
-        x = _flat(x)
+        x = flat(x)
         # Large terms cancel, so that the lower precision of some devices is not enough.
         product = functools.partial(jnp.matmul, precision="highest")
         scaled = x * self.square[:, None] if self.square.ndim == 2 else product(x, self.square)
         return product(x, self.linear.T) + self.constant + (scaled * x).sum(axis=-1).T
 
 
-def plain_and_ranked(rows: Pair, weights: Pair) -> Iterator[Columns]:
+def plain_and_ranked(sides: tuple[Side, Side]) -> Iterator[Columns]:
     """Returns both maps: a ratio is invariant under monotone maps, and ranks have no tails."""
-    both = list(zip(weights, rows, strict=True))
-    mean = np.mean([np.tensordot(w, x, 1) for w, x in both], axis=0)
-    variance = np.mean([np.tensordot(w, (x - mean) ** 2, 1) for w, x in both], axis=0)
+    mean = np.mean([np.tensordot(s.weight, s.rows, 1) for s in sides], axis=0)
+    squares = [np.tensordot(s.weight, (s.rows - mean) ** 2, 1) for s in sides]
+    variance = np.mean(squares, axis=0)
     varies = variance > (1e-12 * np.abs(mean)) ** 2
     scale = np.where(varies, 1.0 / np.sqrt(np.where(varies, variance, 1.0)), 0.0)
     yield Columns(mean, scale)
-    pooled = np.concatenate([_flat((x - mean) * scale) for x in rows])
-    knots = [_knots(column, np.concatenate(weights) / 2) for column in pooled.T]
-    yield Columns(mean, scale, jnp.float32(np.stack(knots)))
+    pooled = np.concatenate([flat((s.rows - mean) * scale) for s in sides])
+    weight = np.concatenate([s.weight for s in sides]) / 2
+    yield Columns(mean, scale, jnp.float32(np.stack([_knots(c, weight) for c in pooled.T])))
 
 
 def _knots(column: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -106,18 +111,17 @@ def _knots(column: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.pad(np.stack([values, normal]), ((0, 0), (0, missing)), mode="edge")
 
 
-def fit(rows: Pair, weights: Pair, folds: Pair) -> Quadratic:
+def fit(sides: tuple[Side, Side]) -> Quadratic:
     """Fits the log-ratio without each fold, with the ridge of the lowest loss on these."""
-    x = np.concatenate([_flat(np.float64(part)) for part in rows])
-    sizes, size = [len(part) for part in rows], x.shape[1]
+    rows, weight, _, fold = (np.concatenate(part) for part in zip(*sides, strict=True))
+    x, sizes = flat(np.float64(rows)), [len(s.rows) for s in sides]
+    size = x.shape[1]
     if size > _MAX_COLUMNS:
-        flat = jnp.zeros((NUM_FOLDS, 1, size), jnp.float32)
-        return Quadratic(flat[..., 0], flat, flat)
+        zeros = jnp.zeros((NUM_FOLDS, 1, size), jnp.float32)
+        return Quadratic(zeros[..., 0], zeros, zeros)
     sign = np.repeat([1.0, -1.0], sizes)
-    weight, fold = np.concatenate(weights) / 2, np.concatenate(folds)
-    most = max(_MIN_ROWS, _MAX_WORK / min(size**2 / 2 + 2 * size, 2 * size + _MAX_PAIRS) ** 2)
     # Folds are random, so that every n-th row is a random one.
-    used = np.concatenate([np.arange(num) % max(num // most, 1) == 0 for num in sizes])
+    used = np.concatenate([np.arange(num) % max(num // _MAX_ROWS, 1) == 0 for num in sizes])
     paths = [list(_path(x, sign, weight, used, fold == index)) for index in range(NUM_FOLDS)]
     best = np.sum([[loss for loss, _ in path] for path in paths], axis=0).argmin()
     chosen = zip(*(path[best][1] for path in paths), strict=True)
@@ -168,7 +172,7 @@ def logistic(
         gradient = penalty * beta - features.T @ (weight * sign * expit(-margin))
         return np.logaddexp(0.0, -margin) @ weight + 0.5 * penalty @ beta**2, gradient
 
-    def curvature(beta: np.ndarray) -> np.ndarray:
+    def curvature(beta: np.ndarray) -> Any:
         wrong = expit(-sign * (features @ beta))
         scaled = features * (weight * wrong * (1.0 - wrong))[:, None]
         return scaled.T @ features + np.diag(penalty)

@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.typing import ArrayLike
+from scipy.linalg import subspace_angles
 from scipy.stats import norm, rankdata
 
 from fdrl_jax import _keys
-from fdrl_jax._checks import check_number
+from fdrl_jax._checks import check_number, real_examples
+from fdrl_jax.networks.layers import Trunk
 from fdrl_jax.ratio import base, equality, training
-from fdrl_jax.ratio.base import NUM_FOLDS, Pair
+from fdrl_jax.ratio.base import NUM_FOLDS, Side
 from fdrl_jax.ratio.result import DensityRatio, Estimate, Scores, area_under_curve, total
-from fdrl_jax.ratio.training import Network, Options, Trunk
+from fdrl_jax.ratio.training import Network, Options
 
 __all__ = ["MutualInformation", "fit_ratio", "mutual_information"]
 __dir__ = __all__.copy
@@ -26,11 +28,10 @@ _MIN_EXAMPLES = 20
 _MAX_WAYMARKS = 32
 _MAX_AUC = 0.9  # Pairs of waymarks with more get another one between them.
 _MAX_HELD_OUT = 4096  # Examples of each waymark and fold for early stopping.
-# Below it a single classifier had smaller errors than a bridge, see docs/ratios.md.
-_MIN_BRIDGED_AUC = 0.99
+_MIN_BRIDGED_AUC = 0.99  # Below it a single classifier had smaller errors than a bridge.
 _HEAVY = 12.0  # Standard deviations of a value that no light tail has.
 _MAX_COPIES, _MAX_EXCHANGED = 8, 40_000  # Of pairs with exchanged partners.
-_SEEN = 1e-12  # Of one minus a squared correlation: that of float32's rounding is smaller.
+_NO_ANGLE = 1e-6  # That of float32's rounding is smaller.
 
 
 class MutualInformation(NamedTuple):
@@ -46,14 +47,11 @@ class MutualInformation(NamedTuple):
 
 
 class _Problem(NamedTuple):
-    """What is fitted, and how; pairs are for numerator and denominator."""
+    """What is fitted, and how."""
 
     key: Array
     rng: np.random.Generator  # Of folds and permutations.
-    rows: Pair  # [N, ...] and [M, ...].
-    weights: Pair  # With the sum 1.
-    groups: Pair  # For standard errors; numbers.
-    folds: Pair
+    sides: tuple[Side, Side]
     mixed: np.ndarray  # Which columns differ between the sets, [...].
     network: Any  # `None` for the default.
     options: Options
@@ -78,9 +76,8 @@ def fit_ratio(
       key: a key.
       numerator: samples of the numerator, [N, ...], at least 20.
       denominator: samples of the denominator, [M, ...], with the same columns.
-      network: a Flax Linen module or a `Network(init, apply)` of mapped columns, with one number
-        per example as output, [B], or features, [B, F], which get a linear layer per pair of
-        waymarks. By default, a perceptron with two hidden layers.
+      network: a Linen module or a `Network` of mapped columns with one number per example, [B],
+        or features, [B, F], for a linear layer per pair of waymarks; by default, a perceptron.
       num_waymarks: number of waymarks between both sets; 0 for no bridge. By default, a bridge is
         built if a classifier has a held-out area under the curve above 0.99.
       numerator_weights: a weight per row, [N], at least 0.
@@ -95,7 +92,8 @@ def fit_ratio(
         training diverges.
     """
     key, rng = _key_and_generator("fit_ratio", key, denominator)
-    rows = _array("numerator", numerator), _array("denominator", denominator)
+    first = real_examples("numerator", numerator, _MIN_EXAMPLES)
+    rows = first, real_examples("denominator", denominator, _MIN_EXAMPLES)
     if rows[0].shape[1:] != rows[1].shape[1:]:
         raise ValueError(
             "numerator and denominator must have the same columns, got shapes "
@@ -108,11 +106,12 @@ def fit_ratio(
                 f"{absent} of {one[0].size} columns are constant in the {name}, with values that "
                 "the other set does not have, so there is no density ratio; remove these columns"
             )
-    top = _weights("numerator_weights", numerator_weights, len(rows[0]))
-    bottom = _weights("denominator_weights", denominator_weights, len(rows[1]))
-    mixed = np.ones(rows[0].shape[1:], bool)
-    numbers, folds = _groups_and_folds(rng, groups, (len(top), len(bottom)))
-    problem = _Problem(key, rng, rows, (top, bottom), numbers, folds, mixed, network, options)
+    sizes = len(rows[0]), len(rows[1])
+    names = "numerator_weights", "denominator_weights"
+    weights = map(_weights, names, (numerator_weights, denominator_weights), sizes)
+    top, bottom = map(Side, rows, weights, *_groups_and_folds(rng, groups, sizes))
+    mixed = np.ones(first.shape[1:], bool)
+    problem = _Problem(key, rng, (top, bottom), mixed, network, options)
     return _fit(problem, num_waymarks, groups is None)
 
 
@@ -138,13 +137,11 @@ def mutual_information(
         one of `y`, or a column a monotone map.
     """
     key, rng = _key_and_generator("mutual_information", key, y)
-    xs, ys = _array("x", x), _array("y", y)
+    xs, ys = (base.flat(real_examples(*given, _MIN_EXAMPLES)) for given in (("x", x), ("y", y)))
     num = len(xs)
     if num != len(ys):
         raise ValueError(f"x and y must be pairs, one y per x, got {num} and {len(ys)}")
-    xs, ys = xs.reshape(num, -1), ys.reshape(num, -1)
-    ranks = rankdata(xs, axis=0), rankdata(ys, axis=0)
-    if max(_correlation(xs, ys), _correlation(*ranks)) > 1.0 - _SEEN:
+    if min(_angle(xs, ys), _angle(rankdata(xs, axis=0), rankdata(ys, axis=0))) < _NO_ANGLE:
         raise ValueError(
             "a column or linear combination of columns is the same in x and y, or a monotone map, "
             "so their mutual information is infinite; remove it, or add the noise of measurement"
@@ -160,11 +157,11 @@ def mutual_information(
             copy[chosen] = np.roll(chosen, 1)
     top = np.concatenate([xs, ys], axis=1)
     mixed = np.arange(top.shape[1]) >= xs.shape[1]
-    sets = top, np.where(mixed, top[others], top[rows])
     product = weight[rows] * weight[others]
-    both = weight, product / product.sum()
-    numbers, folds = (group, group[rows]), (fold, fold[rows])
-    problem = _Problem(key, rng, sets, both, numbers, folds, mixed, network, options)
+    exchanged = np.where(mixed, top[others], top[rows])
+    bottom = Side(exchanged, product / product.sum(), group[rows], fold[rows])
+    sides = Side(top, weight, group, fold), bottom
+    problem = _Problem(key, rng, sides, mixed, network, options)
     ratio = _fit(problem, num_waymarks, groups is None)
     return MutualInformation(*ratio.divergence("kl"), ratio)
 
@@ -176,36 +173,6 @@ def _key_and_generator(name: str, key: Array, last: Any) -> tuple[Array, np.rand
     key = _keys.typed(key)
     seed = jax.random.key_data(jax.random.fold_in(key, 0))
     return key, np.random.default_rng(np.asarray(seed))
-
-
-def _array(name: str, values: Any) -> np.ndarray:
-    """Returns finite values in floating point, [N, ...]; numbers per example become [N, 1]."""
-    base.refuse_frame(name, values)
-    if np.ma.is_masked(values):  # NumPy would use what the mask hides.
-        raise ValueError(f"{name} has masked values; remove or impute them")
-    if hasattr(values, "toarray"):
-        raise ValueError(f"{name} must be an array; convert a sparse matrix with toarray()")
-    array = np.asarray(values)
-    try:
-        if array.dtype.kind in "USMmc":
-            raise ValueError(f"got {array.dtype}")
-        array = array.astype(np.float64 if array.dtype == object else array.dtype)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be real numbers: {error}") from error
-    array = array.astype(np.promote_types(array.dtype, np.float32))
-    array = array[:, None] if array.ndim == 1 else array
-    if array.ndim == 0 or len(array) < _MIN_EXAMPLES or array[0].size == 0:
-        raise ValueError(
-            f"{name} must have at least {_MIN_EXAMPLES} examples, [N, ...], got shape "
-            f"{np.shape(values)}"
-        )
-    good = (np.abs(array) <= 1e30).reshape(len(array), -1).all(axis=1)
-    if not good.all():
-        raise ValueError(
-            f"{name} has values that are not finite (NaN or infinite) or above 1e30 (their squares "
-            f"overflow) in {np.sum(~good)} of {len(array)} examples; remove, impute or rescale them"
-        )
-    return array
 
 
 def _weights(name: str, values: ArrayLike | None, num: int) -> np.ndarray:
@@ -246,21 +213,17 @@ def _groups_and_folds(rng: np.random.Generator, labels: Any, sizes: tuple[int, .
     return groups, tuple(fold[group] for group in groups)
 
 
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Returns the largest squared correlation of combinations of columns without repeated values.
+def _angle(x: np.ndarray, y: np.ndarray) -> float:
+    """Returns the smallest angle of combinations of columns without repeated values.
 
     Copies of columns with few values have a finite mutual information.
     """
     bases = []
     for values in (x, y):
         columns = [c - c.mean() for c in values.astype(float).T if len(np.unique(c)) > 0.9 * len(c)]
-        scaled = np.reshape([c / np.abs(c).max() for c in columns], (-1, len(values)))
-        _, lengths, vectors = np.linalg.svd(scaled, full_matrices=False)
-        bases.append(vectors[lengths > 1e-6 * lengths.max(initial=0.0)])
-    product = bases[0] @ bases[1].T
-    if min(product.shape) == 0 or sum(product.shape) >= len(x):
-        return 0.0
-    return float(np.linalg.norm(product, 2) ** 2)
+        bases.append(np.reshape([c / np.abs(c).max() for c in columns], (-1, len(values))).T)
+    sizes = [part.shape[1] for part in bases]
+    return subspace_angles(*bases).min() if min(sizes) > 0 and sum(sizes) < len(x) else np.inf
 
 
 def _fit(problem: _Problem, num_waymarks: int | None, exchangeable: bool) -> DensityRatio:
@@ -271,39 +234,42 @@ def _fit(problem: _Problem, num_waymarks: int | None, exchangeable: bool) -> Den
         if value is not None:
             check_number(name, value, above_zero=True)
     if problem.network is None:
-        size, width = problem.mixed.size, 64 if min(map(len, problem.rows)) < 4_000 else 128
+        size, num = problem.mixed.size, min(len(side.rows) for side in problem.sides)
+        width = 64 if num < 4_000 else 128
         trunk = Trunk((min(max(4 * size, width), 1024), width), squares=size <= 100)
         problem = problem._replace(network=trunk)
     mapped = []
-    for columns in base.plain_and_ranked(problem.rows, problem.weights):
-        plain = [jnp.asarray(columns.standardised(x), jnp.float32) for x in problem.rows]
-        rows = np.asarray(columns.normalised(plain[0])), np.asarray(columns.normalised(plain[1]))
-        mapped.append(problem._replace(rows=rows, columns=columns))
+    for columns in base.plain_and_ranked(problem.sides):
+        plain = [jnp.asarray(columns.standardised(s.rows), jnp.float32) for s in problem.sides]
+        rows = [np.asarray(columns.normalised(x)) for x in plain]
+        top, bottom = (s._replace(rows=x) for s, x in zip(problem.sides, rows, strict=True))
+        mapped.append(problem._replace(sides=(top, bottom), columns=columns))
     if num_waymarks:
         found = _bridged(mapped[0], num_waymarks)
     else:
         limit = _MIN_BRIDGED_AUC if num_waymarks is None else np.inf
         # Squares of a few large values would make the ratio of heavy tails.
-        heavy = max(np.abs(x).max() for x in mapped[0].rows) > _HEAVY
-        tried = mapped[1:] if heavy else mapped
-        fits = [base.fit(one.rows, one.weights, one.folds) for one in tried]
-        bases = [_residual(one, fit, 0) for one, fit in zip(tried, fits, strict=True)]
+        heavy = max(np.abs(side.rows).max() for side in mapped[0].sides) > _HEAVY
+        bases = [_residual(one, base.fit(one.sides), 0) for one in mapped[heavy:]]
         found = max(bases, key=lambda one: _gain(one.scores).value)
         if found.aucs[0] <= limit:
-            one = mapped[0] if found.columns.knots is None else mapped[1]
+            one = mapped[found.columns.knots is not None]
             found = _shrunk(found, _residual(one, found.model.offset, one.options.num_steps))
         if found.aucs[0] > limit:
             found = _bridged(mapped[0], None)
     gain = _gain(found.scores)
     p_value = float(norm.sf(gain.value / max(gain.standard_error, 1e-12)))
-    if exchangeable and all(w.min() == w.max() for w in problem.weights):
-        flat = [x.reshape(len(x), -1) for x in mapped[1].rows]
+    if exchangeable and all(s.weight.min() == s.weight.max() for s in problem.sides):
+        ranked = [base.flat(side.rows) for side in mapped[1].sides]
         if problem.mixed.all():
-            pairs = np.repeat([[1.0], [0.0]], [len(x) for x in flat], axis=0), np.concatenate(flat)
+            x, y = (
+                np.repeat([[1.0], [0.0]], [len(x) for x in ranked], axis=0),
+                np.concatenate(ranked),
+            )
         else:
-            pairs = flat[0][:, ~problem.mixed], flat[0][:, problem.mixed]
+            x, y = ranked[0][:, ~problem.mixed], ranked[0][:, problem.mixed]
         # Most false alarms are left to the exact test; that of the fitted ratio has few of its own.
-        p_value = min(equality.independence(problem.rng, *pairs) / 0.8, p_value / 0.2, 1.0)
+        p_value = min(equality.independence(problem.rng, x, y) / 0.8, p_value / 0.2, 1.0)
     return dataclasses.replace(found, p_value=p_value)
 
 
@@ -316,22 +282,19 @@ def _gain(after: tuple[Scores, Scores], before: tuple[Scores, Scores] | None = N
     return total(after, gains)
 
 
-def _shrunk(base: DensityRatio, full: DensityRatio) -> DensityRatio:
-    """Returns the part `z^2 / (1 + z^2)` of the way from one fit to another, whose gain has z-score z.
+def _shrunk(start: DensityRatio, full: DensityRatio) -> DensityRatio:
+    """Returns the share `z^2 / (1 + z^2)` of the network in `full`, where its gain has z-score `z`.
 
-    This share of an estimate has the smallest mean squared error; without a gain it is 0.
+    This share has the smallest mean squared error; without a gain it is 0.
     """
-    gain = _gain(full.scores, base.scores)
+    gain = _gain(full.scores, start.scores)
     score = max(gain.value / max(gain.standard_error, 1e-12), 0.0)
     share = score**2 / (1.0 + score**2)
-    if share == 0.0:
-        return base
-    scores = [
-        after._replace(log_ratio=before.log_ratio + share * (after.log_ratio - before.log_ratio))
-        for before, after in zip(base.scores, full.scores, strict=True)
-    ]
+    both = zip(start.scores, full.scores, strict=True)
+    mixed = [(1.0 - share) * old.log_ratio + share * new.log_ratio for old, new in both]
+    top, bottom = (s._replace(log_ratio=m) for s, m in zip(full.scores, mixed, strict=True))
     model = dataclasses.replace(full.model, share=share * full.model.share)
-    return dataclasses.replace(full, scores=tuple(scores), model=model)
+    return dataclasses.replace(full, scores=(top, bottom), model=model) if share else start
 
 
 def _residual(
@@ -346,58 +309,53 @@ def _residual(
     heads, params = None, None
     if num_steps:
         options = mapped.options._replace(num_steps=num_steps)
-        sides = (0, 1) if mapped.mixed.all() else (0, 0)  # Partners are drawn again each time.
-        rows, shares = tuple(jnp.asarray(mapped.rows[side]) for side in sides), []
-        for side in sides:
-            kept = [mapped.weights[side] * (mapped.folds[side] != f) for f in range(num_folds)]
-            shares.append(jnp.asarray([np.cumsum(w) / w.sum() for w in kept], jnp.float32))
+        # Partners of pairs are drawn again each time.
+        sides = mapped.sides if mapped.mixed.all() else 2 * mapped.sides[:1]
+        rows = tuple(jnp.asarray(side.rows) for side in sides)
+        shares = tuple(
+            jnp.asarray([np.cumsum(side.without(fold)) for fold in range(num_folds)], jnp.float32)
+            for side in sides
+        )
         heads = training.with_heads(mapped.network, len(positions) - 1, rows[0][:2])
         keys = jax.random.split(jax.random.fold_in(mapped.key, 1), (2, num_folds))
         fixed = held_out, offset, jnp.asarray(mapped.mixed), jnp.asarray(positions)
-        params, loss = training.train(heads, options, keys, rows, tuple(shares), *fixed)
+        params, loss = training.train(heads, options, keys, rows, shares, *fixed)
         if not np.isfinite(loss):
             raise ValueError(
                 "training diverged: the held-out loss was never finite; lower the learning rate "
                 "with options=fdrl.ratio.Options(learning_rate=...)"
             )
     model = training.Model(heads, offset, params, np.ones(num_folds, np.float32))
-    values = [np.zeros(len(x)) for x in mapped.rows]
-    aucs = np.zeros(len(positions) - 1)
-    for index in range(num_folds):
-        of_fold = jax.tree.map(lambda a, i=index: a[i], model)
-        for x, folds, log_ratio in zip(mapped.rows, mapped.folds, values, strict=True):
-            chosen = np.flatnonzero(folds == index)
-            # All folds have one length, so that there is one compiled program.
-            padded = x[np.resize(chosen, max(np.bincount(folds)))]
-            log_ratio[chosen] = training.row_log_ratios(of_fold, padded)[: len(chosen)]
-        for pair, (upper, lower) in enumerate(zip(*of_fold.adjacent(held_out[index]), strict=True)):
-            aucs[pair] += area_under_curve(np.asarray(upper), np.asarray(lower)) / num_folds
-    # The fit knows the rows of the other folds.
-    weights = [w * (f < num_folds) for w, f in zip(mapped.weights, mapped.folds, strict=True)]
-    parts = zip(values, weights, mapped.groups, strict=True)
-    top, bottom = (Scores(value, w / w.sum(), group) for value, w, group in parts)
-    return DensityRatio((top, bottom), mapped.columns, model, tuple(aucs.tolist()), positions)
+    scores = []
+    for side in mapped.sides:
+        values = np.asarray(training.fold_log_ratios(model, jnp.asarray(side.rows)))
+        own = values[np.minimum(side.fold, num_folds - 1), np.arange(len(side.fold))]
+        # The fit knows the rows of the other folds.
+        weight = side.weight * (side.fold < num_folds)
+        scores.append(Scores(own.astype(float), weight / weight.sum(), side.group))
+    outputs = jax.vmap(training.Model.adjacent)(model, held_out)
+    pairs = zip(*(np.asarray(part).swapaxes(0, 1) for part in outputs), strict=True)
+    aucs = [float(np.mean([*map(area_under_curve, *pair)])) for pair in pairs]
+    return DensityRatio((scores[0], scores[1]), mapped.columns, model, tuple(aucs), positions)
 
 
 def _held_out(mapped: _Problem, index: int, positions: tuple[float, ...]) -> Array:
     """Returns fixed examples of each waymark from the rows of a fold, [H + 1, B, ...]."""
-    size = min(max(max(np.bincount(f)) for f in mapped.folds), _MAX_HELD_OUT)
+    size = min(max(max(np.bincount(side.fold)) for side in mapped.sides), _MAX_HELD_OUT)
     chosen = []
-    for number, (x, w, f) in enumerate(zip(mapped.rows, mapped.weights, mapped.folds, strict=True)):
-        total = np.cumsum(w * (f == index))
+    for number, side in enumerate(mapped.sides):
+        total = np.cumsum(side.weight * (side.fold == index))
         at = (np.arange(size) + 0.5) / size * total[-1]
         rows = np.minimum(np.searchsorted(total, at, side="right"), len(total) - 1)
         # Random partners make waymarks of all pairs.
         order = np.random.default_rng(index + 7 * number).permutation(size)
-        chosen.append(jnp.asarray(x[rows[order]]))
+        chosen.append(jnp.asarray(side.rows[rows[order]]))
     top, bottom = chosen
     return training.waymarks(top, bottom, jnp.asarray(mapped.mixed), jnp.asarray(positions))
 
 
 def _bridged(mapped: _Problem, num_waymarks: int | None) -> DensityRatio:
     """Trains one head per pair of adjacent waymarks; without a number, finds them."""
-    kept = [w * (f != 0) for w, f in zip(mapped.weights, mapped.folds, strict=True)]
-    weights, mixed = (kept[0] / kept[0].sum(), kept[1] / kept[1].sum()), mapped.mixed.ravel()
     most = mapped.options.num_steps
     positions = tuple(np.linspace(0.0, 1.0, (num_waymarks or 1) + 2).tolist())
     # Gaussians show most of the waymarks that are needed, short fits more, the full fit a few.
@@ -405,7 +363,7 @@ def _bridged(mapped: _Problem, num_waymarks: int | None) -> DensityRatio:
         refined = positions
         while True:
             positions = refined
-            offset = training.gaussians(mapped.rows, weights, mixed, jnp.asarray(positions))
+            offset = training.gaussians(mapped.sides, mapped.mixed.ravel(), jnp.asarray(positions))
             found = _residual(mapped, offset, budget, positions, num_folds=1)
             pairs = zip(positions[:-1], positions[1:], found.aucs, strict=True)
             middles = {(a + b) / 2 for a, b, auc in pairs if auc > _MAX_AUC}

@@ -12,17 +12,17 @@ from scipy.special import expit
 from scipy.stats import rankdata
 
 from fdrl_jax import divergences
+from fdrl_jax._checks import refuse_frame
 from fdrl_jax.divergences import FDivergence
-from fdrl_jax.ratio.base import Columns, logistic, refuse_frame
+from fdrl_jax.ratio.base import Columns, logistic
 from fdrl_jax.ratio.equality import smallest_kl
-from fdrl_jax.ratio.training import Model, row_log_ratios
+from fdrl_jax.ratio.training import Model, fold_log_ratios
 
 __all__ = ["Check", "DensityRatio", "Estimate", "Scores", "area_under_curve", "total"]
 __dir__ = __all__.copy
 
 Array = jax.Array
 
-_CHUNK = 8192  # Points per call of the network, which bounds memory.
 _MAX_LOG_RATIO = 80.0  # exp(89) is infinite in float32.
 _SEPARABLE_AUC = 0.999
 _MIN_EFFECTIVE = 30.0
@@ -94,7 +94,7 @@ class Check(NamedTuple):
     smallest_kl: float
     slope: Estimate
     mean_ratio: Estimate
-    auc: Estimate
+    auc: float
     effective_sample_size: float
 
 
@@ -158,10 +158,7 @@ class DensityRatio:
                 f"shape {x.shape}"
             )
         x = jnp.asarray(self.columns.standardised(x), jnp.float32)
-        size = len(x) if isinstance(x, jax.core.Tracer) else _CHUNK
-        starts = range(0, max(len(x), 1), max(size, 1))
-        parts = [_fold_log_ratios(self.model, self.columns, x[i : i + size]) for i in starts]
-        return jnp.concatenate(parts, axis=1)
+        return fold_log_ratios(self.model, self.columns.normalised(x))
 
     def weights(self, x: ArrayLike | None = None, *, alpha: float = 0.0) -> Array:
         """Returns weights of samples of the denominator that represent the numerator, [B].
@@ -221,9 +218,7 @@ class DensityRatio:
         verdict = wrong or f"{passes}{slope}, mean ratio {mean})."
         verdict += " Its weights are worth " if usable else " Do not use its weights, worth "
         verdict += f"{worth:.0f} of {np.count_nonzero(bottom.weight)} rows."
-        # The error is that of equal sets (Mann and Whitney), which is the largest.
-        area = Estimate(auc, float(np.sqrt((1.0 / n + 1.0 / m) / 12.0)))
-        figures = self.p_value, smallest, slope, mean, area, worth
+        figures = self.p_value, smallest, slope, mean, auc, worth
         return Check(not wrong, usable, verdict, *figures)
 
     def _wrong(self, slope: Estimate, mean: Estimate, worth: float) -> str:
@@ -281,9 +276,3 @@ def _slope(scores: tuple[Scores, Scores]) -> Estimate:
     influence = sign * wrong * (both @ np.linalg.inv(curvature)[1]) / 2.0
     error = total(scores, np.split(influence, [len(x[0])])).standard_error
     return Estimate(float(beta[1]), error)
-
-
-@jax.jit
-def _fold_log_ratios(model: Model, columns: Columns, x: Array) -> Any:
-    """Returns log-ratios of standardised columns by every fold, [F, B]."""
-    return jax.vmap(row_log_ratios, (0, None))(model, columns.normalised(x))

@@ -16,16 +16,16 @@ import optax
 from flax import linen as nn
 from jax import lax
 
-from fdrl_jax.ratio.base import Pair, Quadratic
+from fdrl_jax.ratio.base import Quadratic, Side, flat
 
-__all__ = ["Heads", "Model", "Network", "Options", "Trunk"]
+__all__ = ["Heads", "Model", "Network", "Options"]
 __dir__ = __all__.copy
 
 Array = jax.Array
 
 _PATIENCE = 5
-# Below e^30, so that ratios of far sets and their squares are finite in float32.
-_MAX_BASE = 30.0
+_CHUNK = 8192  # Points per call of the network, which bounds memory.
+_MAX_BASE = 30.0  # Below it ratios of far sets and their squares are finite in float32.
 _MIN_ROWS_PER_COLUMN = 20  # Of each set, to estimate a covariance.
 
 
@@ -33,8 +33,7 @@ class Options(NamedTuple):
     """How to train; hashable, so that fits of equal shapes share a compiled program.
 
     Attributes:
-      num_steps: the most training steps, up to the end of a round between two looks at the held-out
-        loss; the rate follows a cosine over them.
+      num_steps: the most training steps; the rate follows a cosine over them.
       batch_size: examples of each waymark per step; by default 128 below 4,000 rows, then 256.
       learning_rate: the highest rate of AdamW.
     """
@@ -57,24 +56,6 @@ class Network(NamedTuple):
 
     init: Callable[[Array, Array], Any]
     apply: Callable[[Any, Array], Array]
-
-
-class Trunk(nn.Module):
-    """Maps `x [B, ...]` to itself and all hidden layers of a perceptron, [B, D + sum(sizes)].
-
-    With `squares` the input has those of the columns as well, which show heavy tails.
-    """
-
-    hidden_sizes: tuple[int, ...] = (128, 128)
-    squares: bool = False
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = x.reshape(len(x), -1)
-        features = [jnp.concatenate([x, x**2 - 1.0], axis=-1) if self.squares else x]
-        for size in self.hidden_sizes:
-            features.append(nn.silu(nn.Dense(size)(features[-1])))
-        return jnp.concatenate(features, axis=-1)
 
 
 class Heads(NamedTuple):
@@ -149,10 +130,16 @@ class Model:
         return out[head, :, head], out[head + 1, :, head]
 
 
+def fold_log_ratios(model: Model, x: Array) -> Array:
+    """Returns log-ratios of mapped columns by every fold, `x [B, ...] -> [F, B]`."""
+    size = len(x) if isinstance(x, jax.core.Tracer) else _CHUNK
+    starts = range(0, max(len(x), 1), max(size, 1))
+    return jnp.concatenate([_of_chunk(model, x[i : i + size]) for i in starts], axis=1)
+
+
 @jax.jit
-def row_log_ratios(model: Model, x: Array) -> Array:
-    """Returns log-ratios of mapped columns by one fold, `x [B, ...] -> [B]`."""
-    return jnp.sum(model(x), axis=1)
+def _of_chunk(model: Model, x: Array) -> Any:
+    return jax.vmap(lambda fold: jnp.sum(fold(x), axis=1))(model)
 
 
 def waymarks(top: Array, bottom: Array, mixed: Array, positions: Array) -> Array:
@@ -164,19 +151,19 @@ def waymarks(top: Array, bottom: Array, mixed: Array, positions: Array) -> Array
     return jnp.where(mixed, cosine * top + sine * bottom, top)
 
 
-def gaussians(rows: Pair, weights: Pair, mixed: np.ndarray, positions: Array) -> Quadratic:
-    """Returns the log-ratios of adjacent Gaussians with the moments of the waymarks, of one fold.
+def gaussians(sides: tuple[Side, Side], mixed: np.ndarray, positions: Array) -> Quadratic:
+    """Returns the log-ratios of adjacent Gaussians with the moments of the waymarks, of fold 0.
 
     Unlike networks they extrapolate to the other waymarks. Columns are independent if there are few
     rows; in those that are constant in a set, which has no density there, all Gaussians are equal.
     """
     means, covariances = [], []
-    for w, x in zip(weights, rows, strict=True):
-        flat = np.asarray(x, np.float64).reshape(len(x), -1)
-        means.append(w @ flat)
-        covariances.append((flat - means[-1]).T @ (w[:, None] * (flat - means[-1])))
+    for side in sides:
+        w, x = side.without(0), flat(np.float64(side.rows))
+        means.append(w @ x)
+        covariances.append((x - means[-1]).T @ (w[:, None] * (x - means[-1])))
     used = (np.diag(covariances[0]) > 0.0) & (np.diag(covariances[1]) > 0.0)
-    independent = min(map(len, rows)) < _MIN_ROWS_PER_COLUMN * len(used)
+    independent = min(len(side.rows) for side in sides) < _MIN_ROWS_PER_COLUMN * len(used)
     found = []
     for cosine, sine in zip(*map(np.ravel, _shares(positions, 0)), strict=True):
         shares = np.where(mixed, cosine, 1.0), np.where(mixed, sine, 0.0)

@@ -171,9 +171,9 @@ def test_the_verdict_on_a_ratio(make, trusted, usable, words):
 def test_the_figures_of_a_check_and_the_sentence_of_a_ratio():
     check = fitted().check()
     assert abs(check.mean_ratio.value - 1.0) < 4.0 * check.mean_ratio.standard_error
-    assert check.auc.value == pytest.approx(norm.cdf(SHIFT), abs=0.03)
+    assert check.auc == pytest.approx(norm.cdf(SHIFT), abs=0.03)
     assert check.slope.value == pytest.approx(1.0, abs=4.0 * check.slope.standard_error)
-    assert changed(np.zeros_like).check().auc.value == pytest.approx(0.5)  # Ties count half.
+    assert changed(np.zeros_like).check().auc == pytest.approx(0.5)  # Ties count half.
     text = str(fitted())
     assert text.startswith("Density ratio of 2,000 over 2,000 rows with 2 columns: KL 0.")
     assert len(text) < 250
