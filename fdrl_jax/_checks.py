@@ -68,6 +68,8 @@ def real_examples(name: str, values: Any, least: int) -> np.ndarray:
     refuse_frame(name, values)
     if np.ma.is_masked(values):  # NumPy would use what the mask hides.
         raise ValueError(f"{name} has masked values; remove or impute them")
+    if hasattr(values, "toarray"):
+        raise ValueError(f"{name} must be an array; convert a sparse matrix with toarray()")
     array = np.asarray(values)
     try:
         if array.dtype.kind in "USMmc":

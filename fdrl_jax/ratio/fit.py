@@ -249,8 +249,8 @@ def _fit(problem: _Problem, num_waymarks: int | None, exchangeable: bool) -> Den
     else:
         limit = _MIN_BRIDGED_AUC if num_waymarks is None else np.inf
         # Squares of a few large values would make the ratio of heavy tails.
-        heavy = max(np.abs(side.rows).max() for side in mapped[0].sides) > _HEAVY
-        bases = [_residual(one, base.fit(one.sides), 0) for one in mapped[heavy:]]
+        heavy = any(np.abs(side.rows).max() > _HEAVY for side in mapped[0].sides)
+        bases = [_residual(one, base.fit(one.sides), 0) for one in mapped[int(heavy) :]]
         found = max(bases, key=lambda one: _gain(one.scores).value)
         if found.aucs[0] <= limit:
             one = mapped[found.columns.knots is not None]
