@@ -117,8 +117,7 @@ def information(args: argparse.Namespace, seed: int, name: str, size: int) -> It
         rivals = json.loads(str(found["rivals"]))
     (value, error, ratio), seconds = timed(fdrl.mutual_information, jax.random.key(seed), x, y)
     ours = {"value": value, "real": real, "standard_error": error, "seconds": seconds}
-    ours |= {"trusted": ratio.check().trusted, "network": ratio.model.heads is not None}
-    yield ours | {"ranks": ratio.columns.knots is not None, "waymarks": len(ratio.waymarks) - 2}
+    yield ours | {"trusted": ratio.check().trusted, "waymarks": len(ratio.waymarks) - 2}
     for rival, (value, seconds) in rivals.items():
         yield {"method": rival, "value": value, "real": real, "seconds": seconds}
 
@@ -128,9 +127,8 @@ def far(args: argparse.Namespace, seed: int, dim: int) -> Iterator[Row]:
     rho = (1.0 - np.exp(-1.0)) ** 0.5  # Half a nat per pair.
     x, noise = np.random.default_rng(seed).standard_normal((2, 100_000, dim // 2), np.float32)
     y = rho * x + (1.0 - rho**2) ** 0.5 * noise
-    network = fdrl.ratio.Trunk((min(4 * dim, 1024),))
-    options = fdrl.ratio.Options({40: 1_000, 80: 1_500, 160: 3_000, 320: 4_000}[dim])
-    more = {"network": network, "num_waymarks": 7, "options": options}
+    more = {"network": fdrl.ratio.Trunk((min(4 * dim, 1024),)), "num_waymarks": 7}
+    more["options"] = fdrl.ratio.Options({40: 1_000, 80: 1_500, 160: 3_000, 320: 4_000}[dim])
     estimate, seconds = timed(fdrl.mutual_information, jax.random.key(seed), x, y, **more)
     yield {"value": estimate.value, "real": dim / 4, "seconds": seconds}
 
@@ -214,8 +212,7 @@ def weights(args: argparse.Namespace, seed: int, kind: str) -> Iterator[Row]:
     if not file.exists():
         run(args, "weights", LALONDE, file)
     with np.load(file) as found:
-        parts = [found[f"{part}, {name}"] for part in (kind, "outcome") for name in "ab"]
-    top, bottom, y_top, y_bottom = parts
+        top, bottom, y_top, y_bottom = (found[f"{k}, {n}"] for k in (kind, "outcome") for n in "ab")
 
     def effect(w: Array) -> Row:
         value = float(y_top.mean() - np.average(y_bottom, weights=w))
@@ -300,7 +297,10 @@ def inference(args: argparse.Namespace, seed: int, name: str) -> Iterator[Row]:
     rng = np.random.default_rng(seed)
     theta = prior.rvs((10_000, size), rng)
     x, key = simulate(rng, theta), jax.random.key(seed)
-    found, seconds = timed(fdrl.mutual_information, key, theta, x, num_waymarks=0)
+    # Posteriors are narrow: a larger network, and more steps.
+    more = {"network": fdrl.ratio.Trunk((256, 256, 256), squares=True), "num_waymarks": 0}
+    more["options"] = fdrl.ratio.Options(6_000, learning_rate=2e-3)
+    found, seconds = timed(fdrl.mutual_information, key, theta, x, **more)
     values = []
     for number in range(1, args.observations + 1):
         folder = tasks / name / "files" / f"num_observation_{number}"
