@@ -24,8 +24,10 @@ _NUM_KNOTS = 201
 _MAX_PAIRS = 200  # Products of columns in the regression; others are screened out.
 _MAX_COLUMNS = 500  # No regression for more.
 _MAX_ROWS = 10_000  # Of each set in the regression; more cost time and add little.
-# Strength of the ridge for columns, and for their squares and products, in rows.
-_PENALTIES = ((100.0, 1000.0), (10.0, 1000.0), (10.0, 100.0), (10.0, 10.0), (1.0, 1.0), (0.1, 0.1))
+# Strengths of the ridge for columns, squares and products: these powers of ten, in rows.
+_PENALTIES = 10.0 ** np.array(
+    [[2, 3, 3], [1, 3, 3], [1, 2, 3], [1, 1, 3], [1, 1, 2], [1, 1, 1], [0, 0, 0], [-1, -1, -1]]
+)
 
 
 def flat(x: Any) -> Any:
@@ -148,9 +150,9 @@ def _path(
     std = np.sqrt(weight @ (features - mean) ** 2)
     std = np.where(std > 1e-6, std, np.inf)
     features = np.concatenate([np.ones((len(x), 1)), (features - mean) / std], axis=1)
-    beta, parts = np.zeros(features.shape[1]), (1, size, features.shape[1] - 1 - size)
-    for of_columns, of_products in _PENALTIES:
-        penalty = np.repeat([1e-9, of_columns / rows, of_products / rows], parts)
+    beta, parts = np.zeros(features.shape[1]), (1, size, size, len(best))
+    for strengths in _PENALTIES:
+        penalty = np.repeat([1e-9, *strengths / rows], parts)
         beta = logistic(features, sign, weight, penalty, beta)
         slope = beta[1:] / std
         square = np.diag(slope[size : 2 * size])

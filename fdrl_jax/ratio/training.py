@@ -137,9 +137,7 @@ def fold_log_ratios(model: Model, x: Array) -> Array:
     return jnp.concatenate([_of_chunk(model, x[i : i + size]) for i in starts], axis=1)
 
 
-@jax.jit
-def _of_chunk(model: Model, x: Array) -> Any:
-    return jax.vmap(lambda fold: jnp.sum(fold(x), axis=1))(model)
+_of_chunk = jax.jit(jax.vmap(lambda fold, x: jnp.sum(fold(x), axis=1), (0, None)))
 
 
 def waymarks(top: Array, bottom: Array, mixed: Array, positions: Array) -> Array:
