@@ -237,6 +237,8 @@ def test_a_ratio_works_under_jit_and_grad_in_a_pickle_and_at_special_points(num_
     np.testing.assert_allclose(compiled, ratio.log_ratio(x), rtol=1e-4, atol=1e-5)
     slope = jax.grad(lambda x: ratio.log_ratio(x).sum())(x)
     np.testing.assert_allclose(slope, SHIFT, atol=0.5)
+    off = ratio._of_folds(gaussians()[0]) - ratio.scores[0].log_ratio  # That of a fold.
+    np.testing.assert_allclose(np.abs(off).min(axis=0), 0.0, atol=1e-4)
     stored = pickle.loads(pickle.dumps(ratio))
     np.testing.assert_array_equal(stored.log_ratio(x), ratio.log_ratio(x))
     assert np.all((ratio.standard_error(x) > 0.0) == (num_waymarks == 0))
