@@ -30,6 +30,7 @@ _MAX_AUC = 0.9  # Pairs of waymarks with more get another one between them.
 _MAX_HELD_OUT = 4096  # Examples of each waymark and fold for early stopping.
 _MIN_BRIDGED_AUC = 0.99  # Below it a single classifier had smaller errors than a bridge.
 _HEAVY = 12.0  # Standard deviations of a value that no light tail has.
+_MAX_SQUARED = 100  # Columns; a network of more is not given their squares.
 _MAX_COPIES, _MAX_EXCHANGED = 8, 40_000  # Of pairs with exchanged partners.
 _NO_ANGLE = 1e-6  # That of float32's rounding is smaller.
 
@@ -233,10 +234,10 @@ def _fit(problem: _Problem, num_waymarks: int | None, exchangeable: bool) -> Den
     for name, value in problem.options._asdict().items():
         if value is not None:
             check_number(name, value, above_zero=True)
+    size = problem.mixed.size
     if problem.network is None:
-        size, num = problem.mixed.size, min(len(side.rows) for side in problem.sides)
-        width = 64 if num < 4_000 else 128
-        trunk = Trunk((min(max(4 * size, width), 1024), width), squares=size <= 100)
+        width = 64 if min(len(side.rows) for side in problem.sides) < 4_000 else 128
+        trunk = Trunk((min(max(4 * size, width), 1024), width), squares=size <= _MAX_SQUARED)
         problem = problem._replace(network=trunk)
     mapped = []
     for columns in base.plain_and_ranked(problem.sides):
@@ -248,8 +249,9 @@ def _fit(problem: _Problem, num_waymarks: int | None, exchangeable: bool) -> Den
         found = _bridged(mapped[0], num_waymarks)
     else:
         limit = _MIN_BRIDGED_AUC if num_waymarks is None else np.inf
-        # Squares of a few large values would make the ratio of heavy tails.
-        heavy = any(np.abs(side.rows).max() > _HEAVY for side in mapped[0].sides)
+        # Squares of a few large values would make the ratio of heavy tails; rare ink is no tail.
+        far = max(float(np.abs(side.rows).max()) for side in mapped[0].sides)
+        heavy = size <= _MAX_SQUARED and far > _HEAVY
         bases = [_residual(one, base.fit(one.sides), 0) for one in mapped[int(heavy) :]]
         found = max(bases, key=lambda one: _gain(one.scores).value)
         if found.aucs[0] <= limit:
@@ -262,10 +264,8 @@ def _fit(problem: _Problem, num_waymarks: int | None, exchangeable: bool) -> Den
     if exchangeable and all(s.weight.min() == s.weight.max() for s in problem.sides):
         ranked = [base.flat(side.rows) for side in mapped[1].sides]
         if problem.mixed.all():
-            x, y = (
-                np.repeat([[1.0], [0.0]], [len(x) for x in ranked], axis=0),
-                np.concatenate(ranked),
-            )
+            x = np.repeat([[1.0], [0.0]], [len(x) for x in ranked], axis=0)
+            y = np.concatenate(ranked)
         else:
             x, y = ranked[0][:, ~problem.mixed], ranked[0][:, problem.mixed]
         # Most false alarms are left to the exact test; that of the fitted ratio has few of its own.
