@@ -23,7 +23,7 @@ NUM_FOLDS = 5
 _NUM_KNOTS = 201
 _MAX_PAIRS = 200  # Products of columns in the regression; others are screened out.
 _MAX_COLUMNS = 500  # No regression for more.
-_MAX_ROWS = 10_000  # Of each set in the regression; more cost time and add little.
+_MAX_PRODUCTS = 1_000_000  # Rows times squared columns in the regression, of 10,000 rows or more.
 # Strengths of the ridge for columns, squares and products: these powers of ten, in rows.
 _PENALTIES = 10.0 ** np.array(
     [[2, 3, 3], [1, 3, 3], [1, 2, 3], [1, 1, 3], [1, 1, 2], [1, 1, 1], [0, 0, 0], [-1, -1, -1]]
@@ -56,16 +56,13 @@ class Columns(NamedTuple):
     scale: Array | np.ndarray
     knots: Array | None = None
 
-    def standardised(self, x: Any) -> Any:
-        """Returns standardised columns, in the precision of `x`."""
-        return (x - self.shift) * self.scale
-
-    def normalised(self, x: Array) -> Array:
-        """Returns normal scores of standardised columns, [B, ...], if there are knots."""
+    def __call__(self, x: Any) -> Array:
+        """Returns standardised columns, or their normal scores if there are knots, [B, ...]."""
+        plain = jnp.asarray((x - self.shift) * self.scale, jnp.float32)
         if self.knots is None:
-            return x
-        scores = jax.vmap(jnp.interp, (1, 0, 0), 1)(flat(x), self.knots[:, 0], self.knots[:, 1])
-        return scores.reshape(x.shape)
+            return plain
+        scores = jax.vmap(jnp.interp, (1, 0, 0), 1)(flat(plain), self.knots[:, 0], self.knots[:, 1])
+        return scores.reshape(plain.shape)
 
 
 class Quadratic(NamedTuple):
@@ -123,7 +120,8 @@ def fit(sides: tuple[Side, Side]) -> Quadratic:
         return Quadratic(zeros[..., 0], zeros, zeros)
     sign = np.repeat([1.0, -1.0], sizes)
     # Folds are random, so that every n-th row is a random one.
-    used = np.concatenate([np.arange(num) % max(num // _MAX_ROWS, 1) == 0 for num in sizes])
+    most = max(_MAX_PRODUCTS // size**2, 10_000)
+    used = np.concatenate([np.arange(num) % max(num // most, 1) == 0 for num in sizes])
     paths = [list(_path(x, sign, weight, used, fold == index)) for index in range(NUM_FOLDS)]
     best = np.sum([[loss for loss, _ in path] for path in paths], axis=0).argmin()
     chosen = zip(*(path[best][1] for path in paths), strict=True)

@@ -111,8 +111,7 @@ def fit_ratio(
     names = "numerator_weights", "denominator_weights"
     weights = map(_weights, names, (numerator_weights, denominator_weights), sizes)
     top, bottom = map(Side, rows, weights, *_groups_and_folds(rng, groups, sizes))
-    mixed = np.ones(first.shape[1:], bool)
-    problem = _Problem(key, rng, (top, bottom), mixed, network, options)
+    problem = _Problem(key, rng, (top, bottom), np.ones(first.shape[1:], bool), network, options)
     return _fit(problem, num_waymarks, groups is None)
 
 
@@ -241,9 +240,7 @@ def _fit(problem: _Problem, num_waymarks: int | None, exchangeable: bool) -> Den
         problem = problem._replace(network=trunk)
     mapped = []
     for columns in base.plain_and_ranked(problem.sides):
-        plain = [jnp.asarray(columns.standardised(s.rows), jnp.float32) for s in problem.sides]
-        rows = [np.asarray(columns.normalised(x)) for x in plain]
-        top, bottom = (s._replace(rows=x) for s, x in zip(problem.sides, rows, strict=True))
+        top, bottom = (side._replace(rows=np.asarray(columns(side.rows))) for side in problem.sides)
         mapped.append(problem._replace(sides=(top, bottom), columns=columns))
     if num_waymarks:
         found = _bridged(mapped[0], num_waymarks)
@@ -251,12 +248,18 @@ def _fit(problem: _Problem, num_waymarks: int | None, exchangeable: bool) -> Den
         limit = _MIN_BRIDGED_AUC if num_waymarks is None else np.inf
         # Squares of a few large values would make the ratio of heavy tails; rare ink is no tail.
         far = max(float(np.abs(side.rows).max()) for side in mapped[0].sides)
-        heavy = size <= _MAX_SQUARED and far > _HEAVY
+        most = 0.7 * sum(len(side.rows) for side in problem.sides) ** 0.5  # Of a few rows.
+        heavy = size <= _MAX_SQUARED and far > min(_HEAVY, most)
         bases = [_residual(one, base.fit(one.sides), 0) for one in mapped[int(heavy) :]]
         found = max(bases, key=lambda one: _gain(one.scores).value)
         if found.aucs[0] <= limit:
-            one = mapped[found.columns.knots is not None]
-            found = _shrunk(found, _residual(one, found.model.offset, one.options.num_steps))
+            one, starts = mapped[found.columns.knots is not None], [found]
+            # Of many columns, a network alone may be better.
+            if size > _MAX_SQUARED and found.model.offset.linear.any():
+                nothing = jax.tree.map(jnp.zeros_like, found.model.offset)
+                starts.append(_residual(one, nothing, 0))
+            grown = [_residual(one, s.model.offset, one.options.num_steps) for s in starts]
+            found = max(map(_shrunk, starts, grown), key=lambda one: _gain(one.scores).value)
         if found.aucs[0] > limit:
             found = _bridged(mapped[0], None)
     gain = _gain(found.scores)

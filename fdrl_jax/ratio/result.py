@@ -157,8 +157,7 @@ class DensityRatio:
                 f"x must have the columns of the fit, [B, {', '.join(map(str, shape))}], got "
                 f"shape {x.shape}"
             )
-        x = jnp.asarray(self.columns.standardised(x), jnp.float32)
-        return fold_log_ratios(self.model, self.columns.normalised(x))
+        return fold_log_ratios(self.model, self.columns(x))
 
     def weights(self, x: ArrayLike | None = None, *, alpha: float = 0.0) -> Array:
         """Returns weights of samples of the denominator that represent the numerator, [B].
