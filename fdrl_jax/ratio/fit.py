@@ -254,12 +254,12 @@ def _fit(problem: _Problem, num_waymarks: int | None, exchangeable: bool) -> Den
         found = max(bases, key=lambda one: _gain(one.scores).value)
         if found.aucs[0] <= limit:
             one, starts = mapped[found.columns.knots is not None], [found]
-            # Of many columns, a network alone may be better.
+            # Of many columns, a network alone may be better; without a gain the ratio would be 1.
             if size > _MAX_SQUARED and found.model.offset.linear.any():
                 nothing = jax.tree.map(jnp.zeros_like, found.model.offset)
                 starts.append(_residual(one, nothing, 0))
             grown = [_residual(one, s.model.offset, one.options.num_steps) for s in starts]
-            found = max(map(_shrunk, starts, grown), key=lambda one: _gain(one.scores).value)
+            found = max(map(_shrunk, starts, grown), key=lambda r: _gain(r.scores).value or -np.inf)
         if found.aucs[0] > limit:
             found = _bridged(mapped[0], None)
     gain = _gain(found.scores)

@@ -71,6 +71,9 @@ def test_heavy_tails_and_scales_do_not_matter():
     x = np.concatenate([top, bottom])
     error = fdrl.fit_ratio(KEY, top, bottom).log_ratio(x) - np.log((1 + x**2) / (1 + (x - 1) ** 2))
     assert np.mean(np.abs(error)) < 0.15
+    for seed in (5, 8, 11):  # No value of a few rows is many standard deviations from the mean.
+        few = np.random.default_rng(seed).standard_cauchy((2, 50, 5))
+        assert np.mean(np.abs(fdrl.fit_ratio(KEY, *few, **FEW).log_ratio(few[0]))) < 0.1
     far = [1e4 * x + 3e5 for x in gaussians()]
     scaled = fdrl.fit_ratio(KEY, *far, **SMALL).log_ratio(far[0][:50])
     np.testing.assert_allclose(scaled, fitted().log_ratio(gaussians()[0][:50]), atol=0.05)
@@ -228,6 +231,20 @@ def test_networks_of_any_library_find_what_the_regression_misses(network, share)
     assert np.mean(np.abs(ratio.log_ratio(points) - truth)) < share * np.mean(np.abs(truth))
     bridge = fdrl.fit_ratio(KEY, *gaussians(), network=network, num_waymarks=1)
     assert np.corrcoef(bridge.log_ratio(A), A.sum(axis=1))[0, 1] > 0.97
+
+
+def test_of_many_columns_a_network_may_stand_alone(monkeypatch):
+    monkeypatch.setattr("fdrl_jax.ratio.fit._MAX_SQUARED", 1)  # Two columns are many.
+    board = Network(lambda key, x: jnp.zeros(1), lambda w, x: w * jnp.sin(3.0 * x).prod(axis=1))
+    top, bottom = np.random.default_rng(0).normal(size=(2, 2_000, 2))
+    white = top[np.sin(3.0 * top).prod(axis=1) > 0.0]
+    found, nothing = (
+        fdrl.fit_ratio(KEY, x, bottom, network=board, options=SMALL["options"])
+        for x in (white, top)
+    )
+    assert not np.any(found.model.offset.linear)
+    assert np.corrcoef(found.log_ratio(bottom), np.sin(3.0 * bottom).prod(axis=1))[0, 1] > 0.9
+    assert np.any(nothing.model.offset.linear)  # Not the ratio 1.
 
 
 @pytest.mark.parametrize("num_waymarks", [0, 1])
