@@ -174,8 +174,8 @@ def logistic(
 
     def curvature(beta: np.ndarray) -> Any:
         wrong = expit(-sign * (features @ beta))
-        scaled = features * (weight * wrong * (1.0 - wrong))[:, None]
-        return scaled.T @ features + np.diag(penalty)
+        scaled = features * np.sqrt(weight * wrong * (1.0 - wrong))[:, None]
+        return scaled.T @ scaled + np.diag(penalty)
 
     options = {"gtol": 1e-6}
     return minimize(
