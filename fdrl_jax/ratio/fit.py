@@ -30,7 +30,7 @@ _MAX_AUC = 0.9  # Pairs of waymarks with more get another one between them.
 _MAX_HELD_OUT = 4096  # Examples of each waymark and fold for early stopping.
 _MIN_BRIDGED_AUC = 0.99  # Below it a single classifier had smaller errors than a bridge.
 _HEAVY = 12.0  # Standard deviations of a value that no light tail has.
-_MAX_SQUARED = 100  # Columns; a network of more is not given their squares.
+_MAX_SQUARED = 100  # Columns; a network of more gets no squares, and may do without a regression.
 _MAX_COPIES, _MAX_EXCHANGED = 8, 40_000  # Of pairs with exchanged partners.
 _NO_ANGLE = 1e-6  # That of float32's rounding is smaller.
 
@@ -248,8 +248,8 @@ def _fit(problem: _Problem, num_waymarks: int | None, exchangeable: bool) -> Den
         limit = _MIN_BRIDGED_AUC if num_waymarks is None else np.inf
         # Squares of a few large values would make the ratio of heavy tails; rare ink is no tail.
         far = max(float(np.abs(side.rows).max()) for side in mapped[0].sides)
-        most = 0.7 * sum(len(side.rows) for side in problem.sides) ** 0.5  # Of a few rows.
-        heavy = size <= _MAX_SQUARED and far > min(_HEAVY, most)
+        most = sum(len(side.rows) for side in problem.sides) ** 0.5  # A value is at most as far.
+        heavy = size <= _MAX_SQUARED and far > min(_HEAVY, 0.7 * most)
         bases = [_residual(one, base.fit(one.sides), 0) for one in mapped[int(heavy) :]]
         found = max(bases, key=lambda one: _gain(one.scores).value)
         if found.aucs[0] <= limit:
