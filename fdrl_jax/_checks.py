@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from scipy.linalg import subspace_angles
+from scipy.stats import rankdata
 
 from fdrl_jax._arrays import at_least_float32
 
@@ -90,6 +92,30 @@ def real_examples(name: str, values: Any, least: int) -> np.ndarray:
             f"overflow) in {np.sum(~good)} of {len(array)} examples; remove, impute or rescale them"
         )
     return array
+
+
+def refuse_functions(x: np.ndarray, y: np.ndarray) -> None:
+    """Raises a ValueError if combinations of columns are equal in x, [N, D], and y, or monotone."""
+    ranks = rankdata(x, axis=0), rankdata(y, axis=0)
+    # The angle that is due to float32's rounding is smaller.
+    if min(_smallest_angle(x, y), _smallest_angle(*ranks)) < 1e-6:
+        raise ValueError(
+            "a column or linear combination of columns is the same in x and y, or a monotone map, "
+            "so their mutual information is infinite; remove it, or add the noise of measurement"
+        )
+
+
+def _smallest_angle(x: np.ndarray, y: np.ndarray) -> Any:
+    """Returns the smallest angle of combinations of columns without repeated values.
+
+    Copies of columns with few values have a finite mutual information.
+    """
+    bases = []
+    for values in (x, y):
+        columns = [c - c.mean() for c in values.astype(float).T if len(np.unique(c)) > 0.9 * len(c)]
+        bases.append(np.reshape([c / np.abs(c).max() for c in columns], (-1, len(values))).T)
+    sizes = [part.shape[1] for part in bases]
+    return subspace_angles(*bases).min() if min(sizes) > 0 and sum(sizes) < len(x) else np.inf
 
 
 def count_classes(labels: Any, num: int) -> int:

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.typing import ArrayLike
-from scipy.linalg import subspace_angles
-from scipy.stats import norm, rankdata
+from scipy.special import expit
+from scipy.stats import norm
 
 from fdrl_jax import _keys
-from fdrl_jax._checks import check_number, real_examples
+from fdrl_jax._checks import check_number, real_examples, refuse_functions
 from fdrl_jax.networks.layers import Trunk
 from fdrl_jax.ratio import base, equality, training
 from fdrl_jax.ratio.base import NUM_FOLDS, Side
@@ -32,7 +32,6 @@ _MIN_BRIDGED_AUC = 0.99  # Below it a single classifier had smaller errors than 
 _HEAVY = 12.0  # Standard deviations of a value that no light tail has.
 _MAX_SQUARED = 100  # Columns; a network of more gets no squares, and may do without a regression.
 _MAX_COPIES, _MAX_EXCHANGED = 8, 40_000  # Of pairs with exchanged partners.
-_NO_ANGLE = 1e-6  # That of float32's rounding is smaller.
 
 
 class MutualInformation(NamedTuple):
@@ -141,11 +140,7 @@ def mutual_information(
     num = len(xs)
     if num != len(ys):
         raise ValueError(f"x and y must be pairs, one y per x, got {num} and {len(ys)}")
-    if min(_angle(xs, ys), _angle(rankdata(xs, axis=0), rankdata(ys, axis=0))) < _NO_ANGLE:
-        raise ValueError(
-            "a column or linear combination of columns is the same in x and y, or a monotone map, "
-            "so their mutual information is infinite; remove it, or add the noise of measurement"
-        )
+    refuse_functions(xs, ys)
     weight = _weights("weights", weights, num)
     (group,), (fold,) = _groups_and_folds(rng, None if groups is None else (groups,), (num,))
     copies = max(min(_MAX_COPIES, _MAX_EXCHANGED // num), 1)
@@ -213,19 +208,6 @@ def _groups_and_folds(rng: np.random.Generator, labels: Any, sizes: tuple[int, .
     return groups, tuple(fold[group] for group in groups)
 
 
-def _angle(x: np.ndarray, y: np.ndarray) -> float:
-    """Returns the smallest angle of combinations of columns without repeated values.
-
-    Copies of columns with few values have a finite mutual information.
-    """
-    bases = []
-    for values in (x, y):
-        columns = [c - c.mean() for c in values.astype(float).T if len(np.unique(c)) > 0.9 * len(c)]
-        bases.append(np.reshape([c / np.abs(c).max() for c in columns], (-1, len(values))).T)
-    sizes = [part.shape[1] for part in bases]
-    return subspace_angles(*bases).min() if min(sizes) > 0 and sum(sizes) < len(x) else np.inf
-
-
 def _fit(problem: _Problem, num_waymarks: int | None, exchangeable: bool) -> DensityRatio:
     """Fits a ratio to checked arrays; rows that are `exchangeable` are permuted for the p-value."""
     if num_waymarks is not None and not 0 <= num_waymarks <= _MAX_WAYMARKS:
@@ -260,8 +242,7 @@ def _fit(problem: _Problem, num_waymarks: int | None, exchangeable: bool) -> Den
                 starts.append(_residual(one, nothing, 0))
             grown = [_residual(one, s.model.offset, one.options.num_steps) for s in starts]
             found = max(map(_shrunk, starts, grown), key=lambda r: _gain(r.scores).value or -np.inf)
-        if found.aucs[0] > limit:
-            found = _bridged(mapped[0], None)
+        found = _bridged(mapped[0], None) if found.aucs[0] > limit else _with_constant(found)
     gain = _gain(found.scores)
     p_value = float(norm.sf(gain.value / max(gain.standard_error, 1e-12)))
     if exchangeable and all(s.weight.min() == s.weight.max() for s in problem.sides):
@@ -298,6 +279,21 @@ def _shrunk(start: DensityRatio, full: DensityRatio) -> DensityRatio:
     top, bottom = (s._replace(log_ratio=m) for s, m in zip(full.scores, mixed, strict=True))
     model = dataclasses.replace(full.model, share=share * full.model.share)
     return dataclasses.replace(full, scores=(top, bottom), model=model) if share else start
+
+
+def _with_constant(found: DensityRatio) -> DensityRatio:
+    """Adds the constant of the lowest held-out loss, by a step of Newton's method (Bennett, 1976).
+
+    Fits know the rows of the other folds, and take those of the numerator for too likely ones.
+    """
+    pairs = [(s.weight, expit(z * s.log_ratio)) for z, s in zip((-1, 1), found.scores, strict=True)]
+    top, bottom = (weight @ wrong for weight, wrong in pairs)
+    curvature = sum(weight @ (wrong * (1.0 - wrong)) for weight, wrong in pairs)
+    constant = (top - bottom) / max(curvature, 1e-6)
+    scores = tuple(s._replace(log_ratio=s.log_ratio + constant) for s in found.scores)
+    offset = found.model.offset._replace(constant=found.model.offset.constant + constant)
+    model = dataclasses.replace(found.model, offset=offset)
+    return dataclasses.replace(found, scores=(scores[0], scores[1]), model=model)
 
 
 def _residual(
