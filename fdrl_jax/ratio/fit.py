@@ -284,7 +284,7 @@ def _shrunk(start: DensityRatio, full: DensityRatio) -> DensityRatio:
 def _with_constant(found: DensityRatio) -> DensityRatio:
     """Adds the constant of the lowest held-out loss, by a step of Newton's method (Bennett, 1976).
 
-    Fits know the rows of the other folds, and take those of the numerator for too likely ones.
+    The networks know the rows of the other folds, so that new ones of the numerator seem unlikely.
     """
     pairs = [(s.weight, expit(z * s.log_ratio)) for z, s in zip((-1, 1), found.scores, strict=True)]
     top, bottom = (weight @ wrong for weight, wrong in pairs)

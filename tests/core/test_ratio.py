@@ -12,6 +12,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 from scipy import sparse
+from scipy.special import expit
 from scipy.stats import norm
 
 import fdrl_jax as fdrl
@@ -91,6 +92,11 @@ def test_divergences_and_the_figures_of_a_check_have_their_closed_forms():
     assert check.auc == pytest.approx(norm.cdf(SHIFT), abs=0.03)
     assert with_scores(fitted(), *np.zeros((2, 8))).check().auc == 0.5  # Ties count half.
     assert str(fitted()).startswith("Density ratio of 2,000 over 2,000 rows with 2 columns: KL 0.")
+
+
+def test_the_constant_has_the_lowest_held_out_loss():
+    top, bottom = (s.log_ratio for s in fdrl.fit_ratio(KEY, A, B, **FEW).scores)
+    assert np.mean(expit(-top)) == pytest.approx(np.mean(expit(bottom)), abs=1e-4)  # Its slope.
 
 
 def test_the_balanced_form_is_the_divergence_for_every_registered_one():
