@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.typing import ArrayLike
-from scipy.special import expit
+from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
 from fdrl_jax import _keys
@@ -282,14 +282,18 @@ def _shrunk(start: DensityRatio, full: DensityRatio) -> DensityRatio:
 
 
 def _with_constant(found: DensityRatio) -> DensityRatio:
-    """Adds the constant of the lowest held-out loss, by a step of Newton's method (Bennett, 1976).
+    """Adds the constant of the lowest held-out loss, as in Bennett's method (1976).
 
     The networks know the rows of the other folds, so that new ones of the numerator seem unlikely.
     """
-    pairs = [(s.weight, expit(z * s.log_ratio)) for z, s in zip((-1, 1), found.scores, strict=True)]
-    top, bottom = (weight @ wrong for weight, wrong in pairs)
-    curvature = sum(weight @ (wrong * (1.0 - wrong)) for weight, wrong in pairs)
-    constant = (top - bottom) / max(curvature, 1e-6)
+    top, bottom = found.scores
+
+    def loss(constant: float) -> Any:  # That of separable sets is flat.
+        upper = top.weight @ np.logaddexp(0.0, -top.log_ratio - constant)
+        lower = bottom.weight @ np.logaddexp(0.0, bottom.log_ratio + constant)
+        return upper + lower + 1e-6 * constant**2
+
+    constant = minimize_scalar(loss, bounds=(-5.0, 5.0), method="bounded").x
     scores = tuple(s._replace(log_ratio=s.log_ratio + constant) for s in found.scores)
     offset = found.model.offset._replace(constant=found.model.offset.constant + constant)
     model = dataclasses.replace(found.model, offset=offset)
