@@ -132,13 +132,13 @@ PAIRS = {
 }
 
 
-def variant(c: ConfigDict, names: str) -> ConfigDict:
-    """Applies the variants named after the colon of `--config=FILE.py:NAME,NAME`.
+def variant(c: ConfigDict, names: str, *own: str) -> ConfigDict:
+    """Applies the variants named after the colon of `--config=FILE.py:NAME,NAME`, but those in own.
 
     These are "tiny" (seconds), a pair of loss and divergence ("lsif_pearson", "lr_kl", "lr_js",
     "lr_logd"), "ddp" (data-dependent prior of the paper, one Gaussian) and "up" (uniform prior).
     """
-    for name in filter(None, names.split(",")):
+    for name in (of for of in names.split(",") if of not in ("", *own)):
         if name in PAIRS:
             c.loss.name, c.loss.divergence = PAIRS[name]
         elif name == "ddp":
@@ -149,6 +149,6 @@ def variant(c: ConfigDict, names: str) -> ConfigDict:
         elif name == "tiny":
             c = tiny(c)
         else:
-            allowed = ", ".join(("tiny", "ddp", "up", *PAIRS))
+            allowed = ", ".join(("tiny", "ddp", "up", *PAIRS, *own))
             raise ValueError(f"unknown variant {name!r} of the config; allowed: {allowed}")
     return c

@@ -37,4 +37,4 @@ def get_config(name: str = "") -> ConfigDict:
         c.optimizer.boundaries = (20_000, 30_000)
         c.train.num_steps = 40_000  # Longer training tends to diverge.
         c.evaluate.num_samples = 100
-    return base.variant(c, ",".join(of for of in names if of != "small"))
+    return base.variant(c, name, "small")

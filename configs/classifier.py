@@ -49,4 +49,4 @@ def get_config(name: str = "digits") -> ConfigDict:
         c.network.use_bias = True
         c.classifier.max_shift = 4
         c.train.num_steps = 10_000
-    return base.variant(c, ",".join(of for of in names if of not in ("mnist", "cifar10", "digits")))
+    return base.variant(c, name, "mnist", "cifar10", "digits")

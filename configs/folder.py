@@ -13,7 +13,6 @@ from configs import base
 
 def get_config(name: str = "") -> ConfigDict:
     """Returns the config, or its variants, such as "paper" or "tiny"."""
-    names = [of for of in name.split(",") if of and of != "paper"]
     if "paper" in name.split(","):
         c = base.images(name)
         c.loss.name, c.loss.divergence = "lr", "kl"
@@ -25,4 +24,4 @@ def get_config(name: str = "") -> ConfigDict:
     c.data.channels = 0  # As stored.
     c.evaluate.num_samples = 1_000
     c.evaluate.batch_size = 100
-    return base.variant(c, ",".join(names))
+    return base.variant(c, name, "paper")

@@ -30,7 +30,7 @@ Array = jax.Array
 # `(key, variables, constants, batch) -> images [B, H, W, C]`, for batches as from `batch_at`.
 Sampler = Callable[[Array, Variables, Constants, Batch], Array]
 
-CONFIGS = {"mnist": "mnist", "cifar10": "cifar10_small"}  # The recipe that ships for each task.
+CONFIGS = {"mnist": "mnist", "cifar10": "cifar10_small:short"}  # The recipes that ship.
 METHODS = ("fdrl", "flow_matching", "coupled")
 
 
@@ -70,7 +70,8 @@ class Rival(NamedTuple):
 
 
 def recipe(task: str) -> Any:  # The config of FDRL that ships.
-    return importlib.import_module(f"configs.{CONFIGS[task]}").get_config()
+    name, _, variants = CONFIGS[task].partition(":")
+    return importlib.import_module(f"configs.{name}").get_config(variants)
 
 
 def build(method: str, task: str, data: Path, seed: int, changes: Mapping[str, Any]) -> Contestant:

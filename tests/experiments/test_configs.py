@@ -24,6 +24,14 @@ def load(name, variant=""):
     return settings.to_flat(settings.from_config(config))
 
 
+def test_a_variant_of_one_config_is_unknown_to_others_which_list_theirs():
+    short, usual = load("cifar10_small", "short"), load("cifar10_small")
+    assert short["network.blocks"] == [[n // 2, s] for n, s in usual["network.blocks"]]
+    assert short["train.num_steps"] < usual["train.num_steps"]
+    with pytest.raises(UserError, match=r"'short'.*lr_logd, small$"):
+        load("cat2dog", "short")
+
+
 BUILT_IN = [name for name in NAMES if load(name)["data.name"] in data.BUILT_IN]
 
 
