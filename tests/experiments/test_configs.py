@@ -28,6 +28,7 @@ def test_a_variant_of_one_config_is_unknown_to_others_which_list_theirs():
     short, usual = load("cifar10_small", "short"), load("cifar10_small")
     assert short["network.blocks"] == [[n // 2, s] for n, s in usual["network.blocks"]]
     assert short["train.num_steps"] < usual["train.num_steps"]
+    assert short["optimizer.learning_rate"] == 2 * usual["optimizer.learning_rate"]
     with pytest.raises(UserError, match=r"'short'.*lr_logd, small$"):
         load("cat2dog", "short")
 
