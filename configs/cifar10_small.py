@@ -4,7 +4,7 @@
 
 Data: folder, zip or .npz of the images. Time: 1.5 to 3.5 hours on two cores; --mode=dry_run
 measures yours. With labels, add --config.network.by_class=True. Variants: ddp, up, tiny, and short,
-for half an hour of one core: half as many channels, twice the rate. Scores: docs/results.md#the-race
+for half an hour of one core: half of the channels, twice the rate. Scores: docs/results.md#the-race
 """
 
 from ml_collections import ConfigDict

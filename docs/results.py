@@ -107,8 +107,9 @@ def readme() -> str:
     by_title = {table["title"]: table for table in spec["table"]}
     lines = ["| equal training time | features of | FDRL | flow matching | coupled | real images |"]
     lines.append("|---" * 6 + "|")
-    for title, *cells in spec["readme"]:
-        found = groups(by_title[title], rows)
+    for title, judge, *cells in spec["readme"]:
+        table = by_title[title]
+        found = groups({**table, "rows": {**table["rows"], "judge": judge}}, rows)
         for name in METHODS:
             (group,) = (g for g in found if g[0]["method"].partition(",")[0] == name)
             cells.append(number(mean(group, "value"), 2))
