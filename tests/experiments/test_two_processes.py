@@ -33,14 +33,16 @@ def two_processes(output, *flags):
             file = stack.enter_context(output.with_suffix(f".{i}").open("wb"))
             argv, environ = [*command, f"--process_id={i}"], os.environ | one_device
             process = subprocess.Popen(argv, env=environ, stdout=file, stderr=file)
+            stack.callback(process.wait)
             stack.callback(process.kill)
             processes.append(process)
         yield processes
 
 
 def wait_for(file):
+    """Waits for a first line. Before it, JAX connects the processes, and cannot be interrupted."""
     end = time.monotonic() + _LIMIT_SECONDS
-    while not file.exists() and time.monotonic() < end:
+    while not (file.exists() and file.stat().st_size) and time.monotonic() < end:
         time.sleep(0.2)
 
 
