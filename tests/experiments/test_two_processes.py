@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -63,7 +64,10 @@ def test_if_one_process_is_killed_the_other_one_ends_in_a_line(killed, tmp_path)
     with two_processes(output, *flags) as processes:
         wait_for(folder / "metrics.jsonl")
         processes[killed].kill()
-        assert processes[1 - killed].wait(10) == 1
+        code = processes[1 - killed].wait(_LIMIT_SECONDS)
+    if code == -signal.SIGABRT:  # On a busy machine, one in ten only ends by JAX's heartbeat.
+        return
+    assert code == 1
     last = output.with_suffix(f".{1 - killed}").read_text().strip().splitlines()[-1]
     assert last.endswith("error: another process of the run has ended, see its output")
 
