@@ -102,6 +102,8 @@ def _watch(link: socket.socket) -> None:
 
 def part(*, failed: bool) -> None:
     """Tells the other processes that this one ends, as they do, or with an error of its own."""
+    if _links and failed:
+        time.sleep(_PARTING_SECONDS / 2)  # If another process has ended, `_watch` says so first.
     _parted.set()
     for link in _links:
         with contextlib.suppress(OSError):

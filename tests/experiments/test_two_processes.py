@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -41,9 +40,8 @@ def two_processes(output, *flags):
 
 
 def wait_for(file):
-    """Waits for a first line. Before it, JAX connects the processes, and cannot be interrupted."""
     end = time.monotonic() + _LIMIT_SECONDS
-    while not (file.exists() and file.stat().st_size) and time.monotonic() < end:
+    while not file.exists() and time.monotonic() < end:
         time.sleep(0.2)
 
 
@@ -64,10 +62,7 @@ def test_if_one_process_is_killed_the_other_one_ends_in_a_line(killed, tmp_path)
     with two_processes(output, *flags) as processes:
         wait_for(folder / "metrics.jsonl")
         processes[killed].kill()
-        code = processes[1 - killed].wait(_LIMIT_SECONDS)
-    if code == -signal.SIGABRT:  # On a busy machine, one in ten only ends by JAX's heartbeat.
-        return
-    assert code == 1
+        assert processes[1 - killed].wait(_LIMIT_SECONDS) == 1
     last = output.with_suffix(f".{1 - killed}").read_text().strip().splitlines()[-1]
     assert last.endswith("error: another process of the run has ended, see its output")
 
