@@ -19,7 +19,7 @@ def get_config(name: str = "") -> ConfigDict:
     c.data.image_size = 32
     c.data.random_flip = True
     c.data.num_held_out = 2_000
-    n, c.optimizer.learning_rate = (32, 1e-3) if short else (64, 5e-4)
+    n, c.optimizer.learning_rate = (32, 1e-3) if short else (64, c.optimizer.learning_rate)
     c.network.blocks = ((n, 2), (2 * n, 1), (2 * n, 2), (2 * n, 1))
     # More and cheaper steps: half as many flow steps of twice the size, and half the batch.
     c.flow.num_steps = 6
