@@ -3,8 +3,8 @@
     python -m experiments.main --config=cifar10_small --data_dir=cifar10.zip --workdir=runs/cifar10
 
 Data: folder, zip or .npz of the images. Time: 1.5 to 3.5 hours on two cores; --mode=dry_run
-measures yours. With labels, add --config.network.by_class=True. Variants: ddp, up, tiny, and short,
-for half an hour of one core: half of the channels, twice the rate. Scores: docs/results.md#the-race
+measures yours. Labels: --config.network.by_class=True. Variants: ddp, up, tiny, and short: half an
+hour of one core, half of the channels, rate 1e-3 (labels: 5e-4). Scores: docs/results.md#the-race
 """
 
 from ml_collections import ConfigDict
