@@ -142,8 +142,7 @@ def variant(c: ConfigDict, names: str, *own: str) -> ConfigDict:
         if name in PAIRS:
             c.loss.name, c.loss.divergence = PAIRS[name]
         elif name == "ddp":
-            c.prior.name = "data_dependent"
-            c.prior.num_components = 1
+            c.prior.name, c.prior.num_components = "data_dependent", 1
         elif name == "up":
             c.prior.name = "uniform"
         elif name == "tiny":

@@ -22,6 +22,5 @@ def get_config(name: str = "") -> ConfigDict:
     c.data.name = "folder"
     c.data.image_size = 32
     c.data.channels = 0  # As stored.
-    c.evaluate.num_samples = 1_000
-    c.evaluate.batch_size = 100
+    c.evaluate.num_samples, c.evaluate.batch_size = 1_000, 100
     return base.variant(c, name, "paper")

@@ -30,7 +30,7 @@ Array = jax.Array
 # `(key, variables, constants, batch) -> images [B, H, W, C]`, for batches as from `batch_at`.
 Sampler = Callable[[Array, Variables, Constants, Batch], Array]
 
-CONFIGS = {"mnist": "mnist", "cifar10": "cifar10_small:short"}  # The recipes that ship.
+CONFIGS = {"mnist": "mnist:short", "cifar10": "cifar10_small:short"}  # The recipes that ship.
 METHODS = ("fdrl", "flow_matching", "coupled")
 
 
