@@ -18,7 +18,7 @@ DATA, PAGE, README = ROOT / "docs/results.jsonl", ROOT / "docs/results.md", ROOT
 MARKS = "<!-- results -->\n", "<!-- end of results -->"
 DISTANCE = "Fréchet distance"
 COLUMNS = "prior", "real data", "passes", "ms"
-METHODS = "FDRL", "flow matching", "flow matching from FDRL's mixture"  # Of the README.
+METHODS = "FDRL", "flow matching", "coupled flow matching"  # Of the README.
 PASSES_PER_GRADIENT = 3  # A gradient of a network costs about three evaluations of it.
 
 

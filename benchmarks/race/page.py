@@ -14,7 +14,7 @@ NAMES = {
     "prior": "prior and denoiser, no flow",
     "fdrl": "FDRL",
     "flow_matching": "flow matching",
-    "coupled": "flow matching from FDRL's mixture, coupled",
+    "coupled": "coupled flow matching",  # From FDRL's mixture.
 }
 _HEAD = "| method | passes, ms per sample | top probability | classes | distance, classifier |"
 _HEAD += " distance, public network |\n|---|---|---|---|---|---|"
