@@ -65,7 +65,7 @@ class Rival(NamedTuple):
     batch_size: int = 32
     learning_rate: float = 4e-3
     ema_rate: float = 0.999
-    stop: float = 0.02  # Time at which one step of Tweedie's formula replaces the integration.
+    stop: float = 0.1  # Time at which one step of Tweedie's formula replaces the integration.
     num_evaluations: tuple[int, ...] = (9, 19, 37)  # Of the network per sample.
 
 
