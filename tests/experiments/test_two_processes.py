@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -56,15 +57,20 @@ def run_with_two_processes(output, *flags):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
-def test_if_one_process_is_killed_the_other_one_ends_in_a_line(killed, tmp_path):
+def test_if_one_process_is_killed_the_other_one_ends_and_says_why(killed, tmp_path):
     output, folder = tmp_path / "output", tmp_path / "run"
     flags = ("--config=swissroll:tiny", f"--workdir={folder}", "--config.train.num_steps=1000000")
     with two_processes(output, *flags) as processes:
         wait_for(folder / "metrics.jsonl")
         processes[killed].kill()
-        assert processes[1 - killed].wait(_LIMIT_SECONDS) == 1
-    last = output.with_suffix(f".{1 - killed}").read_text().strip().splitlines()[-1]
-    assert last.endswith("error: another process of the run has ended, see its output")
+        code = processes[1 - killed].wait(_LIMIT_SECONDS)
+    printed = output.with_suffix(f".{1 - killed}").read_text()
+    if killed == 0 and code == -signal.SIGABRT:  # JAX, which can be faster.
+        assert "Terminating process because the JAX distributed service detected" in printed
+    else:
+        assert code == 1
+        last = printed.strip().splitlines()[-1]
+        assert last.endswith("error: another process of the run has ended, see its output")
 
 
 @pytest.mark.slow
