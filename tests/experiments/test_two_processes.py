@@ -65,7 +65,7 @@ def test_if_one_process_is_killed_the_other_one_ends_and_says_why(killed, tmp_pa
         processes[killed].kill()
         code = processes[1 - killed].wait(_LIMIT_SECONDS)
     printed = output.with_suffix(f".{1 - killed}").read_text()
-    if killed == 0 and code == -signal.SIGABRT:  # JAX, which can be faster.
+    if killed == 0 and code == -signal.SIGABRT:  # JAX aborts it if it is faster.
         assert "Terminating process because the JAX distributed service detected" in printed
     else:
         assert code == 1
