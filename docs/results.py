@@ -10,8 +10,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from benchmarks.race import page as race
-
 Row = dict[str, Any]
 ROOT = Path(__file__).parents[1]
 DATA, PAGE, README = ROOT / "docs/results.jsonl", ROOT / "docs/results.md", ROOT / "README.md"
@@ -56,6 +54,11 @@ def groups(table: Row, rows: list[Row]) -> list[list[Row]]:
     return list(best.values())
 
 
+def judged(table: Row, judge: str) -> Row:
+    """Returns a table of the rows of one of its judges."""
+    return {**table, "rows": {**table["rows"], "judge": judge}}
+
+
 def mean(rows: list[Row], key: str) -> float | None:
     """Returns the mean over seeds of a figure, or None where there is none."""
     found = [row[key] for row in rows if isinstance(row.get(key), int | float)]
@@ -96,9 +99,11 @@ def page() -> str:
     for table in spec["table"]:
         section = f"\n## {table['section']}\n" if "section" in table else ""
         text += f"{section}\n### {table['title']}\n\n{table['about'].strip()}\n\n"
-        found = [row for row in rows if table["rows"].items() <= row.items()]
-        text += f"{race.table(found)}\n" if table.get("race") else markdown(table, rows)
-    return text
+        for judge in table.get("judges", ()):
+            text += f"By a {judge}:\n\n{markdown(judged(table, judge), rows)}\n"
+        if "judges" not in table:
+            text += markdown(table, rows)
+    return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def readme() -> str:
@@ -109,7 +114,7 @@ def readme() -> str:
     lines.append("|---" * 6 + "|")
     for title, judge, *cells in spec["readme"]:
         table = by_title[title]
-        found = groups({**table, "rows": {**table["rows"], "judge": judge}}, rows)
+        found = groups(judged(table, judge), rows)
         for name in METHODS:
             (group,) = (g for g in found if g[0]["method"].partition(",")[0] == name)
             cells.append(number(mean(group, "value"), 2))

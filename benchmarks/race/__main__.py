@@ -3,7 +3,7 @@
 Run: taskset -c 0 python -m benchmarks.race --data=MNIST.zip --task=mnist --budgets 600 --seeds 1 2
 The zip has one folder of PNG or JPEG files per class. Each contestant appends a line per judge to
 the results, as in docs/results.jsonl, and one that has its lines is skipped. A budget is in CPU
-seconds of one process, so compare lines of one machine only. Without --data, the table is printed.
+seconds of one process, so compare lines of one machine only. Without --data, the lines are printed.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.race import data, judges, methods, page, training
+from benchmarks.race import data, judges, methods, rows, training
 from experiments import devices
 from experiments.data.decode import to_unit
 from experiments.errors import UserError
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         changes = {k: ast.literal_eval(v) for k, v in (c.split("=", 1) for c in arguments.set)}
         if arguments.data:
             _race(arguments, changes, argv)
-        print(page.table(page.read(arguments.results, TASKS[arguments.task])))
+        print(*map(rows.line, rows.read(arguments.results, TASKS[arguments.task])), sep="\n")
     except (OSError, UserError, ValueError, SyntaxError) as error:
         parser.error(str(error))
 
@@ -70,29 +70,29 @@ def _race(arguments: argparse.Namespace, changes: dict[str, Any], argv: list[str
         "commit": commit.stdout.strip(),
         "command": shlex.join(["python", "-m", "benchmarks.race", *(argv or sys.argv[1:])]),
     }
-    known = page.read(arguments.results, fixed["task"])
+    known = rows.read(arguments.results, fixed["task"])
     runs = itertools.product(arguments.budgets, arguments.seeds, arguments.methods)
     for budget, seed, method in runs:
         settings = {} if method == "fdrl" else changes
         of_run = {"contestant": method, "settings": settings, "budget": f"{budget:g} CPU s"}
         of_run |= {"seed": seed, **fixed}
-        if any(all(row.get(key) == of_run[key] for key in page.RUN) for row in known):
+        if any(all(row.get(key) == of_run[key] for key in rows.RUN) for row in known):
             continue
         contestant = methods.build(method, arguments.task, file, seed, settings)
         trained = training.train(contestant, budget)
         of_run |= {"steps": trained.num_steps, "cpu_seconds": round(trained.cpu_seconds, 1)}
         prior: dict[str, float] = {}
         for entry in contestant.entries(trained.training):
-            pixels, milliseconds = training.draw(contestant, trained, entry.sampler, num)
+            pixels, milliseconds = training.draw(trained, entry.sampler, num)
             stem = f"{entry.method}-{entry.number}-{budget:g}-{seed}"
             np.savez_compressed(cache / f"{stem}.npz", arr_0=pixels)
             Image.fromarray(square(to_unit(pixels[:100])).squeeze()).save(cache / f"{stem}.png")
             found = opened.figures(pixels)
             prior = found if entry.method == "prior" else prior
             changed = "".join(f", {key}={value}" for key, value in settings.items())
-            of_entry = {"method": page.NAMES[entry.method] + changed, entry.unit: entry.number}
+            of_entry = {"method": rows.NAMES[entry.method] + changed, entry.unit: entry.number}
             of_entry |= {**of_run, "ms_per_sample": round(milliseconds, 3)}
-            for row in page.rows(of_entry, found, prior, real, opened.names):
+            for row in rows.of_entry(of_entry, found, prior, real, opened.names):
                 append_line(arguments.results, row)
 
 

@@ -1,4 +1,4 @@
-"""The contestants: FDRL as it ships, and flow matching from noise or from FDRL's own mixture.
+"""The contestants: FDRL as it ships, and flow matching from noise.
 
 Times run from the data at `t = 0` to the start at `t = 1`: `x_t = (1 - t) x + t ε`, with the
 velocity `v = ε - x`. Reference: Lipman et al., "Flow Matching for Generative Modeling", ICLR 2023.
@@ -13,25 +13,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from benchmarks.race.networks import UNet
 from experiments import devices, experiment, prior, settings
 from experiments.data import Source, load
 from experiments.experiment import Training
 from experiments.settings import Settings
-from fdrl_jax import _prior_fit, priors
+from fdrl_jax import priors
 from fdrl_jax.priors import Batch, Prior
 from fdrl_jax.training import rng, samplers, steps
 from fdrl_jax.training.problem import Constants
 from fdrl_jax.training.state import Variables
 
 Array = jax.Array
-# `(key, variables, constants, batch) -> images [B, H, W, C]`, for batches as from `batch_at`.
+# `(key, variables, constants, batch) -> images [B, H, W, C]`; a batch has positions, [B].
 Sampler = Callable[[Array, Variables, Constants, Batch], Array]
 
 CONFIGS = {"mnist": "mnist:short", "cifar10": "cifar10_small:short"}  # The recipes that ship.
-METHODS = ("fdrl", "flow_matching", "coupled")
+METHODS = ("fdrl", "flow_matching")
 
 
 class Entry(NamedTuple):
@@ -49,12 +48,6 @@ class Contestant(NamedTuple):
     make: Callable[[int], Training]  # By number of training steps.
     fit_seconds: float  # CPU seconds that its prior took, which count as training.
     entries: Callable[[Training], list[Entry]]
-    labels: np.ndarray | None = None  # Of samples by position: the component each one starts from.
-
-    def batch_at(self, positions: np.ndarray) -> Batch:
-        """Returns what a sampler reads for the samples at these positions, [B]."""
-        of_labels = {} if self.labels is None else {"label": self.labels[positions]}
-        return {"position": positions, **of_labels}
 
 
 class Rival(NamedTuple):
@@ -88,7 +81,7 @@ def build(method: str, task: str, data: Path, seed: int, changes: Mapping[str, A
     usual = Rival(width=32 if source.event_shape[-1] == 1 else 48)
     if unknown := sorted(changes.keys() - set(Rival._fields)):
         raise ValueError(f"{', '.join(unknown)}: allowed are {', '.join(Rival._fields)}")
-    return _flow_matching(wanted, source, usual._replace(**changes), coupled=method == "coupled")
+    return _flow_matching(wanted, source, usual._replace(**changes))
 
 
 def _fdrl(wanted: Settings, source: Source) -> Contestant:
@@ -119,14 +112,8 @@ def _fdrl(wanted: Settings, source: Source) -> Contestant:
     return Contestant(make, fit_seconds, entries)
 
 
-def _flow_matching(wanted: Settings, source: Source, rival: Rival, *, coupled: bool) -> Contestant:
-    """Flow matching from noise, or from FDRL's mixture, each image with its own Gaussian."""
-    started, labels, start = time.process_time(), None, priors.normal(source.event_shape)
-    if coupled:
-        source, start, weights = _own_gaussians(source, wanted)
-        drawn = np.random.default_rng(wanted.seed).choice(len(weights), 100_000, p=weights)
-        labels = drawn.astype(np.int32)
-    fit_seconds = time.process_time() - started
+def _flow_matching(wanted: Settings, source: Source, rival: Rival) -> Contestant:
+    start = priors.normal(source.event_shape)
     change, rate = dataclasses.replace, rival.learning_rate
     optimizer = change(wanted.optimizer, learning_rate=rate, b1=0.9, clip_norm=1.0)
     length = change(wanted.train, batch_size=rival.batch_size, ema_rate=rival.ema_rate)
@@ -162,12 +149,13 @@ def _flow_matching(wanted: Settings, source: Source, rival: Rival, *, coupled: b
         of_network: Any = {"network": network, "output": "velocity", "make_step": make_step}
         return Training(settings=used, source=source, constants=arrays, **of_network)
 
-    name = "coupled" if coupled else "flow_matching"
     found = [
-        Entry(name, "evaluations", num, integrator(network.apply, start, num, rival.stop))
+        Entry(
+            "flow_matching", "evaluations", num, integrator(network.apply, start, num, rival.stop)
+        )
         for num in rival.num_evaluations
     ]
-    return Contestant(make, fit_seconds, lambda training: found, labels)
+    return Contestant(make, 0.0, lambda training: found)
 
 
 def integrator(
@@ -194,17 +182,6 @@ def integrator(
         return x - stop * at(x, stop)
 
     return sample
-
-
-def _own_gaussians(source: Source, wanted: Settings) -> tuple[Source, Prior, np.ndarray]:
-    """Returns images labelled by their Gaussian, each of FDRL's Gaussians, and their weights."""
-    num, rank = prior.choose(wanted.prior, source, None)
-    examples = source.train()
-    components = _prior_fit.clusters(examples, num)  # As in the fit of FDRL's prior.
-    options: Any = {"labels": components, "clip": (-1.0, 1.0), "jitter": wanted.prior.jitter}
-    own = priors.fit(examples, num_components=1, rank=rank, **options)
-    labelled = source._replace(arrays={**source.arrays, "label": components})
-    return labelled, own, np.bincount(components) / len(components)
 
 
 def _of_length(wanted: Settings, num_steps: int) -> Settings:

@@ -64,9 +64,7 @@ def _run(training: Training) -> tuple[TrainState, float]:
     return parallel.unreplicate(state), (time.process_time() - started) / total
 
 
-def draw(
-    contestant: Contestant, trained: Trained, sampler: Sampler, num: int
-) -> tuple[np.ndarray, float]:
+def draw(trained: Trained, sampler: Sampler, num: int) -> tuple[np.ndarray, float]:
     """Draws samples, uint8 [num, H, W, C]; also returns the CPU milliseconds per sample."""
     sample: Callable[..., Any] = jax.jit(sampler)
     key, constants = trained.training.root_key, trained.training.constants
@@ -75,7 +73,7 @@ def draw(
 
     def of(first: int) -> np.ndarray:
         positions = first + np.arange(_BATCH, dtype=np.int32)
-        return np.asarray(sample(key, variables, constants, contestant.batch_at(positions)))
+        return np.asarray(sample(key, variables, constants, {"position": positions}))
 
     of(0)  # Compiles.
     started = time.process_time()
