@@ -30,7 +30,7 @@ class Recipe(NamedTuple):
     hidden_sizes: tuple[int, ...]
     method: fdrl.FDRL
     draw: Callable[[Array, int], Array]  # A key and a number to real points, [N, D].
-    start: Callable[[Array, int], Array]  # The same for points of the prior.
+    start: Callable[[Array, int], Array]  # The same for points of the prior, [N, D].
     optimizer: optax.GradientTransformation
     num_steps: int
     batch_size: int

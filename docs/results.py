@@ -16,7 +16,7 @@ DATA, PAGE, README = ROOT / "docs/results.jsonl", ROOT / "docs/results.md", ROOT
 MARKS = "<!-- results -->\n", "<!-- end of results -->"
 DISTANCE = "Fréchet distance"
 COLUMNS = "prior", "real data", "passes", "ms"
-METHODS = "FDRL", "flow matching", "coupled flow matching"  # Of the README.
+METHODS = "FDRL", "flow matching", "coupled flow matching"  # The README compares these.
 PASSES_PER_GRADIENT = 3  # A gradient of a network costs about three evaluations of it.
 
 
@@ -48,7 +48,7 @@ def groups(table: Row, rows: list[Row]) -> list[list[Row]]:
     places = {(row.get("judge"), row.get("machine")) for group in found.values() for row in group}
     if len(places) != 1:
         raise ValueError(f"{table['title']}: rows of {len(places)} judges or machines, expected 1")
-    best: dict[tuple[Any, ...], list[Row]] = {}  # Of several numbers of passes.
+    best: dict[tuple[Any, ...], list[Row]] = {}  # The best of several numbers of passes.
     for key, group in sorted(found.items(), key=lambda item: mean(item[1], "value") or 0.0):
         best.setdefault((key[0], key[-1]), group)
     return list(best.values())

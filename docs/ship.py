@@ -40,7 +40,7 @@ def main() -> None:
     options.out.mkdir(parents=True)
     file = options.out / "model.safetensors"
     save_file(rounded(arrays), file, {"format": "flax"})
-    config.pop("config_sha256")  # Of what was exported.
+    config.pop("config_sha256")  # It was the digest of the export.
     config["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
     (options.out / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     card = (options.export / "README.md").read_text("utf-8").partition("## Metrics\n\n")

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> np.ndarray:
         t = jnp.linspace(0.0, 1.0, COLUMNS).reshape(-1, 1, 1, 1)
         x0 = mean + (jnp.sin((1.0 - t) * angle) * a + jnp.sin(t * angle) * b) / jnp.sin(angle)
         labels = jnp.full(COLUMNS, row) if sampler.problem.estimator.takes_labels else None
-        keys = jnp.broadcast_to(jax.random.key(1), COLUMNS)  # The same noise for each.
+        keys = jnp.broadcast_to(jax.random.key(1), COLUMNS)  # Each image gets the same noise.
         rows += [x0, sampler.method.sample(keys, x0, sampler.estimator, labels=labels)]
     return save(np.concatenate(rows), options.out)
 

@@ -18,13 +18,13 @@ from scipy.cluster.vq import kmeans2
 
 _BLOCK = 1_024  # Rows of a D x D matrix per block.
 _BATCH = 1_000  # Examples per batch.
-_NUM_DIRECTIONS = 50  # In which distances between examples are computed.
-_NUM_ROUNDS = 30  # Of k-means.
+_NUM_DIRECTIONS = 50  # Distances between examples are computed in these directions.
+_NUM_ROUNDS = 30  # Rounds of k-means.
 _DEFAULT_RANK, _CLUSTER_RANK, _CLASS_RANK = 512, 50, 100
 # Up to 64 x 64 x 3 the full covariance is used, whose factor needs at most 604 MB.
 MAX_EXACT_SIZE = 12_288
-# Of an automatic number of clusters. With fewer examples in each, samples of the prior are too
-# similar to the training data, and sets of fewer clusters gain little from them.
+# Limits of an automatic number of clusters. With fewer examples in each, samples of the prior are
+# too similar to the training data, and sets of fewer clusters gain little from them.
 _EXAMPLES_PER_CLUSTER, _MIN_CLUSTERS, _MAX_CLUSTERS = 70, 30, 100
 
 Fitted = dict[str, np.ndarray]  # The arrays of `priors.mixture`.
@@ -142,7 +142,7 @@ class LowRank(NamedTuple):
     mean: np.ndarray  # [D]
     directions: np.ndarray  # [D, k], by decreasing variance; orthonormal where there is one.
     variances: np.ndarray  # [k]
-    spectrum: np.ndarray  # Of the example's shape.
+    spectrum: np.ndarray  # It has the shape of an example.
 
 
 def low_rank(examples: Iterable[np.ndarray], rank: int) -> LowRank:

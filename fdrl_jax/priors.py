@@ -148,7 +148,7 @@ def mixture(
       event_shape: shape of one example, of D numbers.
       clip: as for `fit`.
     """
-    # Where they are: arrays of the host may be too large for a single device.
+    # Arrays stay where they are: those of the host may be too large for a single device.
     params = {name: array.astype(np.float32, copy=False) for name, array in params.items()}
     shape, size, num = tuple(event_shape), math.prod(event_shape), len(params["mean"])
     rank = params["factor"].shape[1] // num

@@ -33,11 +33,11 @@ class Judges(NamedTuple):
     """Both judges, with their features of the reference images."""
 
     classify: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-    accuracy: float  # Of the classifier on the reference images.
+    accuracy: float  # The classifier's accuracy on the reference images.
     reference: np.ndarray
     public: Features | None  # `None` if the packages of the network are missing.
     public_reference: np.ndarray | None
-    names: dict[str, str]  # Of the judges by their figure, as in rows.
+    names: dict[str, str]  # The name of each figure's judge in rows.
 
     def figures(self, pixels: np.ndarray) -> dict[str, float]:
         """Returns the figures of images, uint8 [N, H, W, C]: classes and squared distances."""

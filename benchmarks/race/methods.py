@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 class Contestant(NamedTuple):
     """A method that is ready to train."""
 
-    make: Callable[[int], Training]  # By number of training steps.
+    make: Callable[[int], Training]  # Maps a number of training steps to the training.
     fit_seconds: float  # CPU seconds that its prior took, which count as training.
     entries: Callable[[Training], list[Entry]]
 
@@ -59,7 +59,7 @@ class Rival(NamedTuple):
     learning_rate: float = 4e-3
     ema_rate: float = 0.999
     stop: float = 0.1  # Time at which one step of Tweedie's formula replaces the integration.
-    num_evaluations: tuple[int, ...] = (9, 19, 37)  # Of the network per sample.
+    num_evaluations: tuple[int, ...] = (9, 19, 37)  # Evaluations of the network per sample.
 
 
 def recipe(task: str) -> Any:  # The config of FDRL that ships.

@@ -16,8 +16,8 @@ class UNet(nn.Module):
     """Maps `x [B, H, W, C]`, with multiples of 4, and times `t` [B] to velocities [B, H, W, C]."""
 
     width: int  # Channels at half of the resolution; twice as many at a quarter.
-    num_blocks: int  # Before and after each change of scale.
-    dtype: DTypeLike = jnp.float32  # Of the convolutions.
+    num_blocks: int  # Blocks before and after each change of scale.
+    dtype: DTypeLike = jnp.float32  # Convolutions are computed in it.
 
     @nn.compact
     def __call__(self, x: Array, t: Array | None = None) -> Array:

@@ -24,7 +24,7 @@ class Trained(NamedTuple):
     training: Training
     state: TrainState
     num_steps: int
-    cpu_seconds: float  # With the fit of the prior, without compilation.
+    cpu_seconds: float  # They include the fit of the prior, but no compilation.
 
 
 def train(contestant: Contestant, budget: float) -> Trained:

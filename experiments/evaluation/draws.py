@@ -16,7 +16,7 @@ from fdrl_jax.metrics import energy_distance, frechet_distance
 _MAX_PER_DRAW = 1_000  # Images; some metrics need the distances of all pairs.
 NUM_DRAWS = 5
 MAX_SAMPLES = NUM_DRAWS * _MAX_PER_DRAW  # More samples, or prior samples, are in no draw.
-_NUM_NEIGHBOURS = 3  # Of precision and recall.
+_NUM_NEIGHBOURS = 3  # Precision and recall use this many neighbours.
 # Of the metric that is computed during training and for curves.
 _MAX_POINTS = 5_000  # The distances of all pairs take a second.
 _MAX_IMAGES = 2_000  # Their features are computed each time.

@@ -12,7 +12,7 @@ from experiments.evaluation.metrics import Metric, by_name, measured
 
 _MAX_QUERIES = 1_000  # Samples, and held-out images, whose nearest training images are searched.
 _MAX_QUERY_NUMBERS = 2**25  # Limit on the number of their pixels.
-_NUM_SHOWN, _NUM_NEAREST = 8, 10  # Of the picture of nearest training images.
+_NUM_SHOWN, _NUM_NEAREST = 8, 10  # The picture of nearest training images has these.
 
 
 def evaluate_images(

@@ -18,7 +18,7 @@ _PACKAGES = ("torch", "torchvision", "torch-fidelity")
 _BATCH_SIZE = 64
 _FILE, _SHA256 = "weights-inception-2015-12-05-6726825d.pth", "6726825d"
 
-Features = Callable[[np.ndarray], np.ndarray]  # Of images [N, H, W, C] in [-1, 1], [N, 2048].
+Features = Callable[[np.ndarray], np.ndarray]  # Images [N, H, W, C] in [-1, 1] -> [N, 2048].
 
 
 def describe(weights: str) -> dict[str, Any]:

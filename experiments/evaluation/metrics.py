@@ -13,7 +13,7 @@ class Definition(NamedTuple):
     """A family of metrics."""
 
     words: str  # What it measures, as a phrase.
-    formula: str  # In plain text.
+    formula: str  # The definition in plain text.
     direction: str | None = None  # "lower" or "higher" values are better; `None` if neither are.
     unit: str = ""
     protocol: str = ""  # What else one should know of it.

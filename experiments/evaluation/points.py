@@ -16,7 +16,7 @@ from fdrl_jax.metrics import mean_distance
 
 MAX_POINTS = 10_000  # The time for the distances of all pairs grows with the square.
 _MODE_RADIUS_STDS = 4.0
-_NUM_NEIGHBOURS = 5  # Of the estimate of an entropy.
+_NUM_NEIGHBOURS = 5  # The estimate of an entropy uses this many neighbours.
 
 LogDensity = Callable[[np.ndarray], np.ndarray]  # `x [N, 2] -> log p [N]`, or log r [N].
 

@@ -23,15 +23,15 @@ _MAX_BYTES = 2**25  # Bytes of uint8 pixels per field.
 class ImageReference(NamedTuple):
     """Real images, in [-1, 1], [N, H, W, C] float32. Fields are `None` where data have none."""
 
-    name: str  # Of the data.
+    name: str  # The name of the data.
     images: np.ndarray  # Held-out images, which training never saw.
     labels: np.ndarray | None = None  # Their classes, [N], for data with labels.
     spare: np.ndarray | None = None  # More real images that no classifier was fitted to; digits.
     fit_images: np.ndarray | None = None  # Training images, to fit a classifier of pixels to.
     fit_labels: np.ndarray | None = None  # Their classes.
     fit_target: int | None = None  # The class that is the target of a translation.
-    starts: np.ndarray | None = None  # Of a translation, those that training never saw first.
-    num_held_out: int | None = None  # The number of these.
+    starts: np.ndarray | None = None  # Of a translation; first those unseen in training.
+    num_held_out: int | None = None  # How many of `starts` training never saw.
 
 
 def of(source: Source) -> Source | ImageReference:
@@ -121,7 +121,7 @@ class Seen(NamedTuple):
     confidence: np.ndarray | None = None  # Their probabilities, [N], if it has some.
 
 
-Space = Callable[[np.ndarray], Seen]  # Of images [N, H, W, C] in [-1, 1].
+Space = Callable[[np.ndarray], Seen]  # Sees images [N, H, W, C] in [-1, 1].
 
 
 def spaces_of(reference: ImageReference, classifier: Classifier | None = None) -> dict[str, Space]:

@@ -167,7 +167,7 @@ def training(
     elif best is not None:
         metric.axvline(best["step"], color=PRIOR, linestyle=":", label="best checkpoint")
     for ax in figure.axes:
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3))  # Where it covers no curve.
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3))  # There it covers no curve.
     return figure
 
 
@@ -182,7 +182,7 @@ def over_length(
     ax.plot(lengths, values, ".-", color=SAMPLES)
     if min(values) > 0.0:  # Unbiased estimates of small distances may be negative.
         ax.set_yscale("log")
-    # On the outer sides of the two lines, which may be close to each other.
+    # The labels stand on the outer sides of the two lines, which may be close together.
     for (name, where), side in zip(marks.items(), ("right", "left"), strict=True):
         ax.axvline(where, color=PRIOR, linestyle=":")
         ax.annotate(name, (where, 1.0), xycoords=("data", "axes fraction"), ha=side)

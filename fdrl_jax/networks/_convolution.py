@@ -34,8 +34,9 @@ Array = jax.Array
 _Size = tuple[int, int]
 # Stride, size of the input and of the kernel, which two operands do not determine of the third.
 _Geometry = tuple[int, tuple[int, ...], int]
-_OPERANDS = {"g": ("x", "w"), "x": ("g", "w"), "w": ("x", "g")}  # Of the map to each array.
-_CACHE_BYTES = 2**21  # Of the second-level cache of a core, which has 1 or 2 MB on most servers.
+# The two arrays that the map to each array takes.
+_OPERANDS = {"g": ("x", "w"), "x": ("g", "w"), "w": ("x", "g")}
+_CACHE_BYTES = 2**21  # The second-level cache of a core has 1 or 2 MB on most servers.
 _MIN_CHANNELS_WINOGRAD = 16  # With fewer channels, the transforms cost more than they save.
 
 
@@ -152,7 +153,7 @@ def _conv(x: Array, kernel: Array, stride: int, padding: Sequence[_Size] = ()) -
 def _output(x: Array, kernel: Array, stride: int) -> Array:
     """The convolution on CPU, by Winograd's algorithm where it is faster."""
     wide = min(kernel.shape[2:]) >= _MIN_CHANNELS_WINOGRAD
-    # Its sums lose digits to cancellation, too many for bfloat16.
+    # The sums of Winograd's algorithm lose too many digits to cancellation for bfloat16.
     if kernel.shape[:2] == (3, 3) and stride == 1 and wide and x.dtype != jnp.bfloat16:
         return _winograd(x, kernel)
     return _conv(x, kernel, stride)
@@ -206,7 +207,7 @@ def _phase(
 def _kernel_gradient(x: Array, g: Array, stride: int, kernel_size: int) -> Array:
     """Sums matrix products over groups of images, whose operands stay in the cache."""
     num: Any = x.shape[0]
-    if not isinstance(num, int):  # The symbolic batch of an export.
+    if not isinstance(num, int):  # The batch of an export is symbolic.
         return _products(x, g, stride, kernel_size)
     pixels = math.prod(x.shape[1:]) // stride + math.prod(g.shape[1:])
     largest = _CACHE_BYTES // (kernel_size * pixels * x.dtype.itemsize)

@@ -13,7 +13,7 @@ from fdrl_jax.networks.layers import Conv, activate
 __all__ = ["Denoiser"]
 __dir__ = __all__.copy
 
-_NAME = "denoiser"  # Of its parameters, next to those of the layers of an estimator.
+_NAME = "denoiser"  # Its parameters stand next to the layers of an estimator.
 
 
 class Denoiser(nn.Module):

@@ -115,7 +115,7 @@ class Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.reshape(len(x), math.prod(x.shape[1:]))  # Of no rows as well.
+        x = x.reshape(len(x), math.prod(x.shape[1:]))  # `reshape(len(x), -1)` fails for no rows.
         features = [jnp.concatenate([x, x**2 - 1.0], axis=-1) if self.squares else x]
         for size in self.hidden_sizes:
             features.append(nn.silu(nn.Dense(size)(features[-1])))

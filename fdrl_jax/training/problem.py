@@ -85,9 +85,9 @@ class Estimator(NamedTuple):
 class Constants(NamedTuple):
     """Arrays that steps and samplers read and never change."""
 
-    data: Any  # For the `draw` of a training step.
+    data: Any  # The `draw` of a training step reads them.
     prior: Any  # The `params` of a `priors.Prior`.
-    classifier: Any = None  # For conditional sampling.
+    classifier: Any = None  # Conditional sampling needs it.
 
 
 class Problem(NamedTuple):
