@@ -49,9 +49,10 @@ def drift(x: Array, potential_fn: Potential) -> Array:
         value = potential_fn(points)
         shape = getattr(value, "shape", None)
         if shape != points.shape[:1] and not (shape == () and points.ndim <= 1):
+            found = type(value).__name__ if shape is None else shape
             raise ValueError(
                 "a potential must return one number per example, shape "
-                f"{points.shape[:1]} for x of shape {points.shape}, got {shape or value}"
+                f"{points.shape[:1]} for x of shape {points.shape}, got {found}"
                 + ("; drop the last axis: `[:, 0]`" if shape and shape[1:] == (1,) else "")
             )
         return jnp.sum(value)
@@ -107,11 +108,18 @@ def flow(
     noise = None if isinstance(noise_scale, (int, float)) and noise_scale == 0 else noise_scale
     x0 = as_floating(x0)
     arguments = _keys.typed(key), x0, potential_fn, step_size, noise, first_step, observe
-    # A plain function may close over arrays that have changed since it was compiled.
+    run = _compiled_flow if has_only_numbers(arguments) else _flow
+    return run(*arguments, num_steps=num_steps)
+
+
+def has_only_numbers(tree: Any) -> bool:
+    """Returns whether what is compiled for a pytree can be reused, so that no leaf is a function.
+
+    A plain function may close over arrays that have changed since it was compiled.
+    """
     known = (jax.Array, np.ndarray, np.number, int, float)
-    leaves = jax.tree.leaves(arguments)
-    is_known = all(isinstance(a, known) and not isinstance(a, jax.core.Tracer) for a in leaves)
-    return (_compiled_flow if is_known else _flow)(*arguments, num_steps=num_steps)
+    leaves = jax.tree.leaves(tree)
+    return all(isinstance(a, known) and not isinstance(a, jax.core.Tracer) for a in leaves)
 
 
 def _flow(

@@ -4,10 +4,9 @@ Training and sampling then cannot disagree on what the network returns.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -44,11 +43,11 @@ class Record(NamedTuple):
     flowed: Array
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["step_size", "noise_scale", "entropy_weight", "gradient_penalty"],
-    meta_fields=["loss", "divergence", "num_steps", "num_refine_steps"],
-)
+_NUMBERS = ("step_size", "noise_scale", "entropy_weight", "gradient_penalty")  # They are leaves.
+_STATIC = ("loss", "divergence", "num_steps", "num_refine_steps")
+
+
+@jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FDRL:
     """The method: a Bregman loss that trains a density ratio, and the flow that this ratio drives.
@@ -92,8 +91,6 @@ class FDRL:
     gradient_penalty: ArrayLike = 0.0
 
     def __post_init__(self) -> None:
-        if any(type(leaf) is object for leaf in (self.step_size, self.gradient_penalty)):
-            return  # A structure without values, which JAX builds from a pytree.
         self.potential(jnp.sum)  # A ValueError for names that are unknown or do not fit.
         for name in ("num_steps", "num_refine_steps"):
             check_count(name, getattr(self, name))
@@ -102,15 +99,26 @@ class FDRL:
                 "FDRL needs either noise_scale or entropy_weight, got "
                 f"{self.noise_scale} and {self.entropy_weight}"
             )
-        for name in ("step_size", "noise_scale", "entropy_weight", "gradient_penalty"):
+        for name in _NUMBERS:
             value = getattr(self, name)
             is_schedule = callable(value) and name in ("step_size", "noise_scale")
-            # JAX stacks the leaves of several methods, and describes them by their shapes.
-            is_shape = isinstance(value, jax.ShapeDtypeStruct)
-            is_stacked = isinstance(value, jax.Array) and value.ndim > 0
             is_missing = value is None and name in ("noise_scale", "entropy_weight")
-            if not (is_missing or is_schedule or is_shape or is_stacked):
+            if not (is_missing or is_schedule):
                 check_number(name, value, above_zero=name == "step_size")
+
+    def tree_flatten_with_keys(self) -> Any:
+        """Returns the leaves with their names, and what is static, for JAX."""
+        leaves = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in _NUMBERS]
+        return leaves, tuple(getattr(self, name) for name in _STATIC)
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple[Any, ...], leaves: Iterable[Any]) -> Self:
+        """Rebuilds the method from leaves of any kind, such as gradients or shapes, unchecked."""
+        method = object.__new__(cls)
+        fields = zip((*_STATIC, *_NUMBERS), (*static, *leaves), strict=True)
+        for name, value in fields:
+            object.__setattr__(method, name, value)
+        return method
 
     @property
     def output(self) -> Output:

@@ -28,7 +28,7 @@ from fdrl_jax import _keys, metrics
 from fdrl_jax._arrays import as_floating
 from fdrl_jax._checks import check_count, check_not_bytes, check_number
 from fdrl_jax.divergences import FDivergence, first_variation
-from fdrl_jax.langevin import drift, flow
+from fdrl_jax.langevin import drift, flow, has_only_numbers
 
 __all__ = ["Refined", "keep", "refine"]
 __dir__ = __all__.copy
@@ -44,7 +44,7 @@ class Refined(NamedTuple):
 
     samples: Array  # [B, ...], after the best number of steps.
     num_steps: int  # This number; 0 if no step brought them nearer to the data.
-    distances: np.ndarray  # The energy distance to the data after 0, 1, ... steps.
+    distances: np.ndarray  # The energy distance to the data after 0, 1, ... steps, while finite.
 
 
 def refine(
@@ -118,11 +118,20 @@ def refine(
         return refined
     if is_traced or isinstance(real, jax.core.Tracer):
         raise ValueError("refine compares samples with real data outside of jax.jit only")
-    one_step = jax.jit(lambda x, k: flow(key, x, potential, num_steps=1, first_step=k, **scales))
+
+    def one_step(x: Array, k: int) -> Any:
+        return flow(key, x, potential, num_steps=1, first_step=k, **scales)
+
+    if not has_only_numbers(potential):
+        one_step = jax.jit(one_step)  # Else `flow` reuses what it compiled for an earlier call.
     compared, best, distances = np.asarray(real)[:_NUM_COMPARED], x, list[float]()
     for step in range(num_steps + 1):
         x = one_step(x, step - 1) if step else x
-        distances.append(metrics.energy_distance(np.asarray(x[:_NUM_COMPARED]), compared))
+        distance = metrics.energy_distance(np.asarray(x[:_NUM_COMPARED]), compared)
+        if not math.isfinite(distance):
+            warnings.warn(f"the flow diverged in step {step}; it is not followed", stacklevel=2)
+            break
+        distances.append(distance)
         best = x if np.argmin(distances) == step else best
     return Refined(best, int(np.argmin(distances)), np.asarray(distances))
 

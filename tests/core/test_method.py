@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import small_problem
 
@@ -183,6 +184,11 @@ def test_numbers_may_be_traced_and_several_methods_run_at_once():
     slope = jax.grad(lambda eta: loss_of(method(step_size=eta), PARAMS, cubic))(0.1)
     assert slope == 0.0, "no gradient goes through the flow"
     assert jax.tree.structure(methods[0]) == jax.tree.structure(methods[1])
+    # Its structure holds anything: gradients below 0, booleans, the shapes of an optimizer.
+    gradient = jax.grad(lambda of: -(of.step_size**2) - of.gradient_penalty)(methods[0])
+    assert (gradient.step_size, gradient.gradient_penalty) == (-0.2, -1.0)
+    assert jax.tree.map(lambda leaf: leaf > 1.0, methods[0]).step_size is False
+    assert optax.adam(0.1).init(methods[0])[0].mu.step_size == 0.0
 
 
 def test_the_method_is_a_static_argument_whose_zeros_cost_nothing():

@@ -53,6 +53,31 @@ def test_the_default_step_is_relative_to_the_spread_so_that_units_do_not_matter(
     assert distance < 0.5 * found.distances[0]
 
 
+def test_a_flow_that_diverges_is_followed_only_while_it_is_finite():
+    def steep(x):
+        return jnp.sum(jnp.exp(x**2), axis=-1)
+
+    with pytest.warns(UserWarning, match="diverged in step"):
+        found = fdrl.refine(KEY, X, steep, real=REAL, step_size=1.0, divergence="kl")
+    assert np.isfinite(found.distances).all()
+    assert np.isfinite(found.samples).all()
+    assert found.num_steps < len(found.distances) < 51
+
+
+def test_a_second_refinement_along_a_pytree_compiles_nothing():
+    traces = []
+
+    def of_scale(scale, x):
+        traces.append(x.shape)
+        return scale * log_ratio(x)
+
+    for scale in (1.0, 0.5):
+        traces.clear()
+        ratio = jax.tree_util.Partial(of_scale, jnp.float32(scale))
+        fdrl.refine(KEY, X, ratio, real=REAL, num_steps=2)
+    assert len(traces) == 2, "its values, and the drift that sets the step size"
+
+
 @pytest.mark.slow
 def test_samples_that_no_step_improves_are_returned_as_they_are():
     good = jax.random.normal(jax.random.key(9), (500, 2))
